@@ -1,0 +1,362 @@
+//! Every exchange, queue, argument, binding and header of the service; declaring them and comparing them with what is
+//! there.
+//!
+//! ```text
+//! spark.jobs (direct) ──> [spark.jobs] ──too many deliveries, expired──> spark.expelled ──> [spark.expelled]
+//!      ^                                                                                        │ a worker tells
+//!      └──after the delay── [spark.delay.<n>ms] <── spark.delay (direct)                         v the job's end
+//! spark.results (topic) ──> subscribers' own queues                       spark.dead ──> [spark.dead]
+//! ```
+//!
+//! All queues are quorum queues: a confirmed message is on a majority of the broker's nodes. Dead lettering is
+//! at-least-once, which needs `reject-publish` and a bound target; without them it silently becomes at-most-once.
+//!
+//! This module must not know who publishes or consumes, nor why.
+
+use std::fmt;
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+
+/// Jobs are published here, with the routing key [`JOBS_KEY`].
+pub const JOBS_EXCHANGE: &str = "spark.jobs";
+/// The routing key of jobs.
+pub const JOBS_KEY: &str = "spark.jobs";
+/// Jobs wait here for a worker.
+pub const JOBS_QUEUE: &str = "spark.jobs";
+/// Events are published here, with the routing key `job.<jobId>.<event>`.
+pub const RESULTS_EXCHANGE: &str = "spark.results";
+/// Jobs that the broker itself took out of [`JOBS_QUEUE`]: delivered too often, or expired.
+pub const EXPELLED_EXCHANGE: &str = "spark.expelled";
+/// Expelled jobs wait here for a worker that tells their end.
+pub const EXPELLED_QUEUE: &str = "spark.expelled";
+/// Jobs that ended in a way that somebody should look at.
+pub const DEAD_EXCHANGE: &str = "spark.dead";
+/// Dead jobs lie here until they are replayed or dropped.
+pub const DEAD_QUEUE: &str = "spark.dead";
+/// Copies of jobs that are to be offered again later; the routing key is the delay queue's name.
+pub const DELAY_EXCHANGE: &str = "spark.delay";
+
+/// Header: the number of the attempt that a message is for, from 1; absent means 1.
+pub const ATTEMPT_HEADER: &str = "x-attempt";
+/// Header: how many of the earlier attempts were given back rather than failed; absent means 0.
+pub const RETURNS_HEADER: &str = "x-returns";
+/// Header of dead jobs: the class of the failure.
+pub const FAILURE_CLASS_HEADER: &str = "x-failure-class";
+/// Header of dead jobs: the failure in words.
+pub const FAILURE_MESSAGE_HEADER: &str = "x-failure-message";
+/// Header of dead jobs: the worker that put it there.
+pub const WORKER_HEADER: &str = "x-worker";
+/// Header that quorum queues set: how often the message was delivered before and came back.
+pub const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
+/// Header that the broker sets on a dead-lettered message: why it was first dead-lettered.
+pub const FIRST_DEATH_REASON_HEADER: &str = "x-first-death-reason";
+
+/// How often the broker delivers a job before it expels it. Only crashes count: what a worker gives back by itself is a
+/// new message. Behind the workers' own limit on attempts, for jobs that no worker lives long enough to judge.
+pub const DELIVERY_LIMIT: i64 = 20;
+/// Messages that must not be dropped by the broker for being delivered often.
+const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
+/// How long a worker may keep a job unacknowledged, where the broker takes it from the queue (3.12 and later).
+pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Quorum queues and streams over AMQP 0-9-1 as they are used here need this release of RabbitMQ.
+pub const OLDEST_SERVER: (u32, u32) = (3, 10);
+
+/// An argument of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Argument {
+    Word(&'static str),
+    Number(i64),
+}
+
+impl Argument {
+    fn value(&self) -> AMQPValue {
+        match self {
+            Self::Word(word) => AMQPValue::LongString((*word).into()),
+            Self::Number(number) => AMQPValue::LongLongInt(*number),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct QueueShape {
+    name: String,
+    arguments: Vec<(&'static str, Argument)>,
+    exchange: &'static str,
+    key: String,
+}
+
+/// Every exchange and queue of a service whose retries wait for the given delays.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    exchanges: Vec<(&'static str, ExchangeKind)>,
+    queues: Vec<QueueShape>,
+}
+
+/// What is wrong with the broker's exchanges and queues.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// Something is there, but not as it has to be.
+    #[error("the broker's topology differs: {}", list(.0))]
+    Different(Vec<Difference>),
+    /// The broker could not be asked.
+    #[error("the topology could not be declared: {0}")]
+    Broker(#[from] lapin::Error),
+}
+
+/// One thing that is not as it has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// As `queue spark.jobs`.
+    pub what: String,
+    /// What differs and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.what, self.message)
+    }
+}
+
+fn list(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// The name of the queue in which messages wait for `delay`.
+#[must_use]
+pub fn delay_queue(delay: Duration) -> String {
+    format!("spark.delay.{}ms", delay.as_millis())
+}
+
+impl Topology {
+    /// The topology of a service whose retries wait for one of `delays`, each of which has a queue of its own: only the
+    /// head of a queue expires, so that different delays must not share one.
+    #[must_use]
+    pub fn new(delays: &[Duration]) -> Self {
+        use Argument::{Number, Word};
+
+        let quorum = ("x-queue-type", Word("quorum"));
+        let safely = [("x-dead-letter-strategy", Word("at-least-once")), ("x-overflow", Word("reject-publish"))];
+        let unlimited = ("x-delivery-limit", Number(NO_DELIVERY_LIMIT));
+        let timeout = i64::try_from(ACKNOWLEDGEMENT_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+
+        let mut jobs = vec![
+            quorum.clone(),
+            ("x-delivery-limit", Number(DELIVERY_LIMIT)),
+            ("x-dead-letter-exchange", Word(EXPELLED_EXCHANGE)),
+            ("x-consumer-timeout", Number(timeout)),
+        ];
+        jobs.extend(safely.clone());
+        let mut queues = vec![
+            QueueShape { name: JOBS_QUEUE.into(), arguments: jobs, exchange: JOBS_EXCHANGE, key: JOBS_KEY.into() },
+            QueueShape {
+                name: EXPELLED_QUEUE.into(),
+                arguments: vec![quorum.clone(), unlimited.clone()],
+                exchange: EXPELLED_EXCHANGE,
+                key: String::new(),
+            },
+            QueueShape {
+                name: DEAD_QUEUE.into(),
+                arguments: vec![quorum.clone(), unlimited],
+                exchange: DEAD_EXCHANGE,
+                key: String::new(),
+            },
+        ];
+        let mut delays = delays.to_vec();
+        delays.sort_unstable();
+        delays.dedup();
+        queues.extend(delays.into_iter().map(|delay| {
+            let mut arguments = vec![
+                quorum.clone(),
+                ("x-message-ttl", Number(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX))),
+                ("x-dead-letter-exchange", Word(JOBS_EXCHANGE)),
+                ("x-dead-letter-routing-key", Word(JOBS_KEY)),
+            ];
+            arguments.extend(safely.clone());
+            let name = delay_queue(delay);
+            QueueShape { key: name.clone(), name, arguments, exchange: DELAY_EXCHANGE }
+        }));
+        let exchanges = vec![
+            (JOBS_EXCHANGE, ExchangeKind::Direct),
+            (RESULTS_EXCHANGE, ExchangeKind::Topic),
+            (EXPELLED_EXCHANGE, ExchangeKind::Fanout),
+            (DEAD_EXCHANGE, ExchangeKind::Fanout),
+            (DELAY_EXCHANGE, ExchangeKind::Direct),
+        ];
+        Self { exchanges, queues }
+    }
+
+    /// The names of all exchanges, then of all queues.
+    #[must_use]
+    pub fn names(&self) -> (Vec<&str>, Vec<&str>) {
+        (self.exchanges.iter().map(|(name, _)| *name).collect(), self.queues.iter().map(|q| q.name.as_str()).collect())
+    }
+
+    /// Declares what is missing. What is there already must be the same.
+    ///
+    /// # Errors
+    /// [`TopologyError::Different`] with everything that is there with other arguments; nothing is changed then
+    /// but what was missing.
+    pub async fn declare(&self, connection: &Connection) -> Result<(), TopologyError> {
+        let mut differences = Vec::new();
+        let mut channel = connection.create_channel().await?;
+        for (name, kind) in &self.exchanges {
+            if let Err(error) = declare_exchange(&channel, name, kind, false).await {
+                differences.push(difference(format!("exchange {name}"), error)?);
+                channel = connection.create_channel().await?;
+            }
+        }
+        for queue in &self.queues {
+            let declared = match declare_queue(&channel, queue, false).await {
+                Ok(()) => bind(&channel, queue).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = declared {
+                differences.push(difference(format!("queue {}", queue.name), error)?);
+                channel = connection.create_channel().await?;
+            }
+        }
+        close(&channel).await;
+        if differences.is_empty() { Ok(()) } else { Err(TopologyError::Different(differences)) }
+    }
+
+    /// Compares what is there with what has to be, and declares nothing. Bindings cannot be asked for and are not
+    /// compared.
+    ///
+    /// # Errors
+    /// [`TopologyError::Different`] with everything that is missing or has other arguments.
+    pub async fn verify(&self, connection: &Connection) -> Result<(), TopologyError> {
+        let mut differences = Vec::new();
+        let mut channel = connection.create_channel().await?;
+        for (name, kind) in &self.exchanges {
+            // Asking passively compares nothing, and asking actively would create: so passively first.
+            let found = match declare_exchange(&channel, name, kind, true).await {
+                Ok(()) => declare_exchange(&channel, name, kind, false).await,
+                missing => missing,
+            };
+            if let Err(error) = found {
+                differences.push(difference(format!("exchange {name}"), error)?);
+                channel = connection.create_channel().await?;
+            }
+        }
+        for queue in &self.queues {
+            let found = match declare_queue(&channel, queue, true).await {
+                Ok(()) => declare_queue(&channel, queue, false).await,
+                missing => missing,
+            };
+            if let Err(error) = found {
+                differences.push(difference(format!("queue {}", queue.name), error)?);
+                channel = connection.create_channel().await?;
+            }
+        }
+        close(&channel).await;
+        if differences.is_empty() { Ok(()) } else { Err(TopologyError::Different(differences)) }
+    }
+}
+
+async fn close(channel: &Channel) {
+    if let Err(error) = channel.close(200, "done".into()).await {
+        tracing::debug!(%error, "the channel of the topology did not close in order");
+    }
+}
+
+async fn declare_exchange(channel: &Channel, name: &str, kind: &ExchangeKind, passive: bool) -> Result<(), lapin::Error> {
+    let mut options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    options.passive = passive;
+    channel.exchange_declare(short(name), kind.clone(), options, FieldTable::default()).await
+}
+
+async fn declare_queue(channel: &Channel, queue: &QueueShape, passive: bool) -> Result<(), lapin::Error> {
+    let mut options = QueueDeclareOptions::durable();
+    options.passive = passive;
+    let mut arguments = FieldTable::default();
+    for (key, argument) in &queue.arguments {
+        arguments.insert(short(key), argument.value());
+    }
+    channel.queue_declare(short(&queue.name), options, arguments).await.map(drop)
+}
+
+async fn bind(channel: &Channel, queue: &QueueShape) -> Result<(), lapin::Error> {
+    let options = QueueBindOptions::default();
+    channel
+        .queue_bind(short(&queue.name), short(queue.exchange), short(&queue.key), options, FieldTable::default())
+        .await
+}
+
+/// A name of this module as the client library wants it; all of them are far below its limit of 255 bytes.
+fn short(name: &str) -> ShortString {
+    name.into()
+}
+
+/// Words for what the broker said of one exchange or queue; an error that is about something else is handed on.
+fn difference(what: String, error: lapin::Error) -> Result<Difference, lapin::Error> {
+    let ErrorKind::ProtocolError(amqp) = error.kind() else {
+        return Err(error);
+    };
+    let said = amqp.get_message().to_string();
+    let message = match amqp.get_id() {
+        404 => "is missing; run `spark-runtime topology declare`".to_owned(),
+        406 => explain_inequivalence(&said),
+        403 => format!("may not be declared by this user: {said}"),
+        _ => return Err(error),
+    };
+    Ok(Difference { what, message })
+}
+
+/// RabbitMQ words a difference as `inequivalent arg 'x' for queue 'q' in vhost '/': received 'a' but current is 'b'`.
+fn explain_inequivalence(said: &str) -> String {
+    let between = |before: &str, after: &str| {
+        let start = said.find(before)? + before.len();
+        let length = said[start..].find(after)?;
+        Some(&said[start..start + length])
+    };
+    let quoted = |before: &str| {
+        let start = said.find(before)? + before.len();
+        let rest = &said[start..];
+        if let Some(rest) = rest.strip_prefix("the value '") {
+            return rest.split('\'').next();
+        }
+        if let Some(rest) = rest.strip_prefix('\'') {
+            return rest.split('\'').next();
+        }
+        rest.starts_with("none").then_some("none")
+    };
+    match (between("inequivalent arg '", "'"), quoted("received "), quoted("current is ")) {
+        (Some(argument), Some(wanted), Some(found)) => {
+            format!("has {argument} = {found}, not {wanted}; delete it or give it the right arguments")
+        }
+        _ => format!("is not as it has to be: {said}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_told_in_words_that_name_it() {
+        let said = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'spark.jobs' in vhost '/': \
+                    received the value '20' of type 'long' but current is the value '5' of type 'long'";
+        assert_eq!(
+            explain_inequivalence(said),
+            "has x-delivery-limit = 5, not 20; delete it or give it the right arguments"
+        );
+        let said = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'spark.jobs' in vhost '/': received 'direct' but current is 'topic'";
+        assert_eq!(explain_inequivalence(said), "has type = topic, not direct; delete it or give it the right arguments");
+        let said = "PRECONDITION_FAILED - inequivalent arg 'x-overflow' for queue 'q' in vhost '/': received the value 'reject-publish' of type 'longstr' but current is none";
+        assert_eq!(explain_inequivalence(said), "has x-overflow = none, not reject-publish; delete it or give it the right arguments");
+        assert_eq!(explain_inequivalence("odd"), "is not as it has to be: odd");
+    }
+
+    #[test]
+    fn each_delay_has_a_queue_of_its_own() {
+        let delays = [Duration::from_secs(5), Duration::from_millis(200), Duration::from_secs(5)];
+        let topology = Topology::new(&delays);
+        let (_, queues) = topology.names();
+        assert_eq!(queues, [JOBS_QUEUE, EXPELLED_QUEUE, DEAD_QUEUE, "spark.delay.200ms", "spark.delay.5000ms"]);
+    }
+}

@@ -1,0 +1,323 @@
+//! Processes as the kernel shows them: who descends from whom, reaping, killing, signals, descriptors.
+//!
+//! It must not know of launches, jobs or messages, and it must work in a process that has just been forked.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Highest signal number, real-time signals included.
+const LAST_SIGNAL: libc::c_int = 64;
+
+/// What a terminal, a service manager or a closed pipe sends. The guard and its shims live and die with the
+/// worker's socket alone; only their children see these signals.
+const IGNORED: [Signal; 9] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGPIPE,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGXCPU,
+    // A log that reaches a file size limit must be a failed write, not a dead shim.
+    Signal::SIGXFSZ,
+];
+
+/// One process at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) pid: i32,
+    pub(super) parent: i32,
+    pub(super) group: i32,
+    pub(super) session: i32,
+    /// Dead already and only waiting to be reaped by its parent.
+    pub(super) zombie: bool,
+    /// Start of the process in clock ticks since boot; with the pid it names a process for good.
+    pub(super) started: u64,
+}
+
+/// What one look for an ended child found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reaped {
+    /// A child ended; `status` is as `waitpid` gives it.
+    Child { pid: i32, status: i32 },
+    /// There are children, and none of them has ended.
+    NoneYet,
+    /// There is no child at all, so (for a subreaper) no descendant either.
+    NoChildren,
+}
+
+/// Takes one ended child of this process, or of its choice `pid`, without waiting.
+///
+/// The raw call on purpose: a child that ended by a real-time signal must not be an error.
+pub(super) fn reap(pid: Option<i32>) -> Reaped {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let reaped = unsafe { libc::waitpid(pid.unwrap_or(-1), &raw mut status, libc::WNOHANG) };
+        match reaped {
+            0 => return Reaped::NoneYet,
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Reaped::NoChildren,
+            pid => return Reaped::Child { pid, status },
+        }
+    }
+}
+
+/// Waits until the child `pid` has ended and takes it. A pid that is no child (any more) is no error.
+pub(super) fn wait_for(pid: i32) {
+    loop {
+        // SAFETY: no pointer is passed.
+        let reaped = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        if reaped != -1 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
+    }
+}
+
+/// Shows every process of the machine to `visit`, in the order of their pids.
+///
+/// # Errors
+/// `/proc` cannot be read. A process that vanishes meanwhile is no error.
+pub(super) fn each_process(mut visit: impl FnMut(Stat)) -> io::Result<()> {
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if let Some(stat) = stat(pid)? {
+            visit(stat);
+        }
+    }
+    Ok(())
+}
+
+/// Looks at one process; `None` when there is none of that pid.
+fn stat(pid: i32) -> io::Result<Option<Stat>> {
+    let mut text = [0_u8; 1024];
+    let read = File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut text));
+    match read {
+        Ok(length) => Ok(parse_stat(pid, &text[..length])),
+        Err(error) if gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error of a `/proc/<pid>` file means that the process is not there any more.
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+fn parse_stat(pid: i32, text: &[u8]) -> Option<Stat> {
+    // The name stands in brackets and may itself hold brackets and spaces: only the last one closes it.
+    let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
+    let fields = std::str::from_utf8(text.get(after_name..)?).ok()?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let session = fields.next()?.parse().ok()?;
+    // Field 22 of the line; the four above are fields 3 to 6.
+    let started = fields.nth(15)?.parse().ok()?;
+    Some(Stat { pid, parent, group, session, zombie: matches!(state, "Z" | "X"), started })
+}
+
+/// One pass of SIGKILL over every process that `is_root` picks and over all that descends from it.
+///
+/// Gives what it found, zombies included. A pass kills as it reads, so that a tree that forks on cannot outrun it,
+/// but a process may be born behind its back: the caller goes on until nothing is found (or, better, until the
+/// kernel says that there are no children).
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub(super) fn kill_strays(is_root: impl Fn(&Stat) -> bool) -> io::Result<Vec<Stat>> {
+    // SAFETY: these calls take nothing and cannot fail.
+    let (own_pid, own_group) = unsafe { (libc::getpid(), libc::getpgrp()) };
+    let mut found = Vec::new();
+    let mut doomed = HashSet::new();
+    let mut groups = HashSet::new();
+    each_process(|stat| {
+        let hit = stat.pid != own_pid && (is_root(&stat) || doomed.contains(&stat.parent));
+        if !hit {
+            return;
+        }
+        doomed.insert(stat.pid);
+        found.push(stat);
+        if stat.zombie {
+            return;
+        }
+        // A group dies as one, in the middle of a fork too. All of a group is in one session, and the sessions of
+        // a tree hold nothing but that tree.
+        if stat.group > 1 && stat.group != own_group && groups.insert(stat.group) {
+            send(-stat.group, libc::SIGKILL);
+        }
+        kill_exactly(&stat);
+    })?;
+    Ok(found)
+}
+
+/// Kills this process and no other that may have got its pid meanwhile.
+fn kill_exactly(target: &Stat) {
+    // SAFETY: plain numbers.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, target.pid, 0) };
+    let Ok(descriptor) = RawFd::try_from(descriptor) else { return };
+    if descriptor < 0 {
+        // Older than Linux 5.3, or out of descriptors: the pid was looked at a moment ago, that has to do.
+        if io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) {
+            send(target.pid, libc::SIGKILL);
+        }
+        return;
+    }
+    // SAFETY: the kernel has just given it to us.
+    let process = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let same = stat(target.pid).ok().flatten().is_some_and(|now| now.started == target.started);
+    if same {
+        let no_info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: a null `siginfo` means the default one.
+        unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_info, 0);
+        }
+    }
+}
+
+/// Sends a signal to a process, or to a group when negative. That it is gone already is what we want.
+pub(super) fn send(pid: i32, signal: libc::c_int) {
+    // SAFETY: plain numbers.
+    unsafe {
+        libc::kill(pid, signal);
+    }
+}
+
+/// Waits until a descriptor is ready or the time is over. A signal ends the wait with nothing ready.
+///
+/// # Errors
+/// As `poll`, but for EINTR.
+pub(super) fn poll(descriptors: &mut [libc::pollfd], time_out: Option<Duration>) -> io::Result<()> {
+    // Rounded up: waking early would make the caller spin until the moment comes.
+    let milliseconds = time_out.map_or(-1, |time| {
+        libc::c_int::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+    });
+    let count = libc::nfds_t::try_from(descriptors.len()).map_err(io::Error::other)?;
+    // SAFETY: pointer and length are those of the slice.
+    let ready = unsafe { libc::poll(descriptors.as_mut_ptr(), count, milliseconds) };
+    if ready >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() != io::ErrorKind::Interrupted {
+        return Err(error);
+    }
+    for descriptor in descriptors {
+        descriptor.revents = 0;
+    }
+    Ok(())
+}
+
+/// An entry for [`poll`]; an absent descriptor is never ready.
+pub(super) fn interest(descriptor: Option<BorrowedFd<'_>>, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd { fd: descriptor.map_or(-1, |descriptor| descriptor.as_raw_fd()), events, revents: 0 }
+}
+
+/// Ignores what must not end a guard or shim, and takes SIGCHLD as something to read.
+///
+/// # Errors
+/// The kernel refuses; that happens only when it is out of memory or descriptors.
+pub(super) fn take_signals() -> io::Result<SignalFd> {
+    for signal in IGNORED {
+        // SAFETY: no handler is installed.
+        unsafe { libc::signal(signal as libc::c_int, libc::SIG_IGN) };
+    }
+    // A parent that ignored it would have passed that on, and children would vanish without a status.
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
+    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Undoes [`take_signals`] and all else that was inherited, for a program about to be started.
+pub(super) fn give_signals_back() -> nix::Result<()> {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: no handler is installed; the numbers that cannot be set are refused without harm.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+/// Empties a signal descriptor: what matters is asked of `waitpid`.
+pub(super) fn clear(signals: &SignalFd) {
+    while let Ok(Some(_)) = signals.read_signal() {}
+}
+
+/// Closes every descriptor but 0, 1, 2 and those in `keep`.
+///
+/// # Errors
+/// Neither the system call nor the list of open descriptors is to be had.
+pub(super) fn close_all_except(keep: &mut [RawFd]) -> io::Result<()> {
+    keep.sort_unstable();
+    let mut first = 3;
+    for kept in keep.iter().copied().filter(|kept| *kept >= 3) {
+        close_range(first, kept - 1)?;
+        first = kept + 1;
+    }
+    close_range(first, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: plain numbers; nothing that still owns a descriptor in the range is used afterwards.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if closed == 0 {
+        return Ok(());
+    }
+    // Older than Linux 5.9.
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|descriptor| (first..=last).contains(descriptor))
+        .collect();
+    for descriptor in open {
+        // SAFETY: as above; the descriptor of the directory itself is gone already, which is no harm.
+        unsafe { libc::close(descriptor) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_brackets_and_spaces_does_not_shift_the_fields() {
+        let line = b"77 (a) b) (c) S 5 6 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2";
+        let stat = parse_stat(77, line).expect("parses");
+        let expected = Stat { pid: 77, parent: 5, group: 6, session: 7, zombie: false, started: 4242 };
+        assert_eq!(stat, expected);
+    }
+
+    #[test]
+    fn a_cut_off_line_is_no_process() {
+        assert_eq!(parse_stat(1, b"1 (init) S 0 1"), None);
+        assert_eq!(parse_stat(1, b""), None);
+    }
+
+    #[test]
+    fn this_process_and_its_parent_are_found() {
+        let own = i32::try_from(std::process::id()).expect("fits");
+        let mut seen = None;
+        each_process(|stat| {
+            if stat.pid == own {
+                seen = Some(stat);
+            }
+        })
+        .expect("reads /proc");
+        assert_eq!(seen.expect("is there").parent, nix::unistd::getppid().as_raw());
+    }
+}
