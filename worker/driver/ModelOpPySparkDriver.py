@@ -190,7 +190,12 @@ class SocketReporter:
         self._ending = False
         # A forked process that kept the connection would hide the driver's death from the worker.
         os.register_at_fork(after_in_child=connection.close)
-        _start_thread(self._end_with_worker, ())
+        # Do not let the model begin before the thread reads, or a model that closes descriptors could be taken for a
+        # worker that is gone.
+        reading = _new_lock()
+        reading.acquire()
+        _start_thread(self._end_with_worker, (reading,))
+        reading.acquire()
 
     def tell(self, line):
         """Sends ``line`` whole. Waits as long as the worker does: a worker that hangs is ended by others."""
@@ -213,12 +218,14 @@ class SocketReporter:
             return None
         return status.st_dev, status.st_ino
 
-    def _end_with_worker(self):
+    def _end_with_worker(self, reading):
+        reading.release()
         try:
             while self._receive(4096):
                 pass
         except OSError:
-            pass
+            if self._identity_now() != self._identity:
+                return
         if not self._ending:
             _exit(EXIT_WORKER_GONE)
 
@@ -511,14 +518,21 @@ def frame_of(relative, line, function, text):
     }
 
 
+def source_line(filename, line, module_globals=None):
+    """The text of a line of source, or nothing where it cannot be had any more."""
+    try:
+        return _line_of_source(filename, line, module_globals)
+    except Exception:
+        return ""
+
+
 def definition_frame(folder, function):
     """The line where ``function`` is defined, or None when that is not in the model's own files."""
     code = getattr(function, "__code__", None)
     relative = own_file(folder, code.co_filename) if inspect.iscode(code) else None
     if relative is None:
         return None
-    text = _line_of_source(code.co_filename, code.co_firstlineno)
-    return frame_of(relative, code.co_firstlineno, code.co_name, text)
+    return frame_of(relative, code.co_firstlineno, code.co_name, source_line(code.co_filename, code.co_firstlineno))
 
 
 def syntax_error_frame(folder, error):
@@ -544,7 +558,7 @@ def raised_frame(folder, error):
                 last = step
         if last:
             code = last.tb_frame.f_code
-            text = _line_of_source(code.co_filename, last.tb_lineno, last.tb_frame.f_globals)
+            text = source_line(code.co_filename, last.tb_lineno, last.tb_frame.f_globals)
             return frame_of(own_file(folder, code.co_filename), last.tb_lineno, code.co_name, text)
     return None
 
@@ -571,7 +585,11 @@ def steps_of(trace):
 
 
 def shorten(error):
-    """Bounds the work of printing ``error``: cuts endless chains and, from the middle, very long tracebacks."""
+    """Bounds the work of printing ``error``: cuts endless chains and, from the middle, very long tracebacks.
+
+    Returns how many steps were left out.
+    """
+    left_out = 0
     links = chain_of(error)
     links[-1].__cause__ = links[-1].__context__ = None
     for link in links:
@@ -579,6 +597,8 @@ def shorten(error):
         if len(steps) > MAX_TRACEBACK_FRAMES:
             half = MAX_TRACEBACK_FRAMES // 2
             steps[half - 1].tb_next = steps[-half]
+            left_out += len(steps) - 2 * half
+    return left_out
 
 
 def without_driver(trace):
@@ -608,11 +628,18 @@ def type_name(error):
 def traceback_text(error):
     """The traceback as Python prints it, without the driver's own frames."""
     try:
-        shorten(error)
+        left_out = shorten(error)
+        note = "[{} frames in the middle are left out]\n".format(left_out) if left_out else ""
         printed = _TracebackException(type(error), error, error.__traceback__)
-        return bounded("".join(printed.format()), MAX_TRACEBACK_BYTES)
-    except Exception as fault:
-        return "<the traceback cannot be printed: {}>".format(type(fault).__name__)
+        return bounded(note + "".join(printed.format()), MAX_TRACEBACK_BYTES)
+    except BaseException:
+        # The exception breaks what Python asks of it, or the model broke what prints it: say it without either.
+        lines = ["Traceback (most recent call last):"]
+        for step in steps_of(error.__traceback__):
+            code = step.tb_frame.f_code
+            lines.append('  File "{}", line {}, in {}'.format(code.co_filename, step.tb_lineno, code.co_name))
+        lines.append("{}: {}\n".format(type_name(error), text_of(error)))
+        return bounded("\n".join(lines), MAX_TRACEBACK_BYTES)
 
 
 def exit_text(end, model, job):
@@ -625,9 +652,6 @@ def exit_text(end, model, job):
 def describe(error, model, job):
     """The ``exception`` part of a report for what the model raised."""
     error.__traceback__ = without_driver(error.__traceback__)
-    if isinstance(error, MemoryError):
-        # The frames still hold what did not fit; printing needs some room.
-        _clear_frames(error.__traceback__)
     message = exit_text(error, model, job) if isinstance(error, SystemExit) else text_of(error)
     return {
         "type": type_name(error),
@@ -669,6 +693,12 @@ class ResultsConversion:
     def _spend(self, count):
         self._bytes += count
         if self._bytes > MAX_RESULTS_BYTES:
+            raise ContractFault(too_big_text())
+
+    @staticmethod
+    def _expect(count):
+        # Every element takes at least a digit and a comma: refuse before looking at millions of them.
+        if 2 * count > MAX_RESULTS_BYTES:
             raise ContractFault(too_big_text())
 
     def _form(self, value):
@@ -760,6 +790,7 @@ class ResultsConversion:
         return form
 
     def _list(self, values):
+        self._expect(len(values))
         form = []
         for place, value in enumerate(values):
             self._place.append(str(place))
@@ -780,9 +811,7 @@ class ResultsConversion:
             return self._text(str(value))
         if kind == "timedelta64":
             return finite(value / type(value)(1, "s"))
-        # Every element takes at least a digit and a comma: refuse before the copy.
-        if 2 * int(getattr(value, "size", 1)) > MAX_RESULTS_BYTES:
-            raise ContractFault(too_big_text())
+        self._expect(int(getattr(value, "size", 1)))
         if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):
             # tolist() would make bare numbers of points in time.
             return self._list(value)
@@ -860,12 +889,33 @@ def failed(error, model, job):
     return End(report_line(message), EXIT_FAILED, exception["traceback"] or exception["message"] + "\n")
 
 
+def certain_end_of(model, job):
+    """Runs the model and says how that ended, whatever happens on the way; so never raises."""
+    driver_pid = _getpid()
+    try:
+        return end_of(model, job, driver_pid)
+    except BaseException as raised:
+        # A signal handler of the model, or a shortage of memory, hit between the model's end and the account of it.
+        error = raised
+    try:
+        take_back_control()
+        return failed(error, model, job)
+    except BaseException as fault:
+        message = "a {} that cannot be described: {}".format(type(error).__name__, type(fault).__name__)
+        exception = {"type": type(error).__name__, "message": message, "traceback": "", "frame": None}
+        line = report_line({"message": "failed", "kind": "model", "exception": exception, "functions": []})
+        return End(line, EXIT_FAILED, message + "\n")
+
+
 def end_of(model, job, driver_pid):
-    """Runs the model and says how that ended. Never raises for what the model itself does while it runs."""
+    """Runs the model and says how that ended."""
     try:
         results, error = model.run(), None
     except BaseException as raised:
         results, error = None, raised
+    if isinstance(error, MemoryError):
+        # Its frames still hold what did not fit, and all that follows needs some room.
+        _clear_frames(error.__traceback__)
     take_back_control()
     if _getpid() != driver_pid:
         leave_forked_process(error)
@@ -918,9 +968,10 @@ def is_open_output(file):
         return False
     try:
         fileno = file.fileno()
+        return fileno > 2 and stat.S_ISREG(_fstat(fileno).st_mode)
     except OSError:
+        # It lies in memory, or its descriptor was closed without it.
         return False
-    return fileno > 2 and stat.S_ISREG(_fstat(fileno).st_mode)
 
 
 def leave_forked_process(error):
@@ -1054,14 +1105,7 @@ def main():
     except OSError as error:
         give_up(EXIT_WORKER_GONE, "cannot report: {}".format(error))
 
-    model = Model(job)
-    driver_pid = _getpid()
-    try:
-        end = end_of(model, job, driver_pid)
-    except BaseException as error:
-        # A signal handler of the model, or a shortage of memory, hit between the model's end and the report of it.
-        take_back_control()
-        end = failed(error, model, job)
+    end = certain_end_of(Model(job), job)
     try:
         reporter.tell_end(end.line)
     except DriverFault as fault:

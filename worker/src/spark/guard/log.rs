@@ -208,7 +208,8 @@ mod tests {
     fn logged(produced: usize, limit: u64, piece: usize) -> (Vec<u8>, Vec<u8>, LogSize) {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("out");
-        let stream: Vec<u8> = (0..produced).map(|place| b'a' + u8::try_from(place % 23).expect("small")).collect();
+        let stream: Vec<u8> =
+            (0..produced).map(|place| b'a' + u8::try_from(place % 23).expect("small")).collect();
         let mut log = Log::create(&path, limit).expect("log");
         for bytes in stream.chunks(piece) {
             log.write(bytes);
@@ -220,7 +221,9 @@ mod tests {
 
     #[test]
     fn output_within_the_limit_is_kept_to_the_byte() {
-        for (produced, piece) in [(0, 1), (1, 1), (499, 7), (500, 500), (501, 13), (1000, 1000), (1000, 1), (999, 64)] {
+        for (produced, piece) in
+            [(0, 1), (1, 1), (499, 7), (500, 500), (501, 13), (1000, 1000), (1000, 1), (999, 64)]
+        {
             let (stream, kept, size) = logged(produced, 1000, piece);
             assert_eq!(kept, stream, "{produced} in pieces of {piece}");
             assert_eq!(size, LogSize { produced: produced as u64, left_out: 0, not_written: 0 });
@@ -236,7 +239,10 @@ mod tests {
             expected.extend(format!("\n... {left_out} bytes left out ...\n").bytes());
             expected.extend(&stream[produced - 500..]);
             assert_eq!(kept, expected, "{produced} in pieces of {piece}");
-            assert_eq!(size, LogSize { produced: produced as u64, left_out: left_out as u64, not_written: 0 });
+            assert_eq!(
+                size,
+                LogSize { produced: produced as u64, left_out: left_out as u64, not_written: 0 }
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 //! It must not know of launches, jobs or messages, and it must work in a process that has just been forked.
 
 use std::collections::HashSet;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -40,6 +41,15 @@ pub(super) struct Stat {
     pub(super) zombie: bool,
     /// Start of the process in clock ticks since boot; with the pid it names a process for good.
     pub(super) started: u64,
+    /// What it calls itself, filled up with zeroes.
+    name: [u8; 16],
+}
+
+impl Stat {
+    /// Whether it calls itself so. Any process can: this is a hint and no proof.
+    pub(super) fn is_named(&self, name: &CStr) -> bool {
+        self.name.iter().copied().take_while(|byte| *byte != 0).eq(name.to_bytes().iter().copied())
+    }
 }
 
 /// What one look for an ended child found.
@@ -115,8 +125,13 @@ fn gone(error: &io::Error) -> bool {
 
 fn parse_stat(pid: i32, text: &[u8]) -> Option<Stat> {
     // The name stands in brackets and may itself hold brackets and spaces: only the last one closes it.
-    let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
-    let fields = std::str::from_utf8(text.get(after_name..)?).ok()?;
+    let name_ends = text.iter().rposition(|byte| *byte == b')')?;
+    let name_begins = text.iter().position(|byte| *byte == b'(')? + 1;
+    let mut name = [0; 16];
+    for (place, byte) in name.iter_mut().zip(text.get(name_begins..name_ends)?) {
+        *place = *byte;
+    }
+    let fields = std::str::from_utf8(text.get(name_ends + 1..)?).ok()?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
@@ -124,7 +139,7 @@ fn parse_stat(pid: i32, text: &[u8]) -> Option<Stat> {
     let session = fields.next()?.parse().ok()?;
     // Field 22 of the line; the four above are fields 3 to 6.
     let started = fields.nth(15)?.parse().ok()?;
-    Some(Stat { pid, parent, group, session, zombie: matches!(state, "Z" | "X"), started })
+    Some(Stat { pid, parent, group, session, zombie: matches!(state, "Z" | "X"), started, name })
 }
 
 /// One pass of SIGKILL over every process that `is_root` picks and over all that descends from it.
@@ -298,8 +313,9 @@ mod tests {
     fn a_process_name_with_brackets_and_spaces_does_not_shift_the_fields() {
         let line = b"77 (a) b) (c) S 5 6 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2";
         let stat = parse_stat(77, line).expect("parses");
-        let expected = Stat { pid: 77, parent: 5, group: 6, session: 7, zombie: false, started: 4242 };
-        assert_eq!(stat, expected);
+        assert_eq!((stat.pid, stat.parent, stat.group, stat.session), (77, 5, 6, 7));
+        assert_eq!((stat.zombie, stat.started), (false, 4242));
+        assert!(stat.is_named(c"a) b) (c") && !stat.is_named(c"a) b) (") && !stat.is_named(c"a) b) (cd"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! texts; a launch, which may be megabytes, travels as a memory file whose descriptor rides on the `launch` command,
 //! and is read by its shim alone. This module must not know what the messages mean.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -13,7 +13,8 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -306,8 +307,15 @@ impl LaunchTexts {
             Some(text)
         };
         let (stdout, stderr, directory, program) = (next()?, next()?, next()?, next()?);
-        let mut view =
-            LaunchView { log_limit, stdout, stderr, directory, program, arguments: vec![program], environment: vec![] };
+        let mut view = LaunchView {
+            log_limit,
+            stdout,
+            stderr,
+            directory,
+            program,
+            arguments: vec![program],
+            environment: vec![],
+        };
         for _ in 0..arguments {
             view.arguments.push(next()?);
         }
@@ -316,11 +324,6 @@ impl LaunchTexts {
         }
         rest.is_empty().then_some(view)
     }
-}
-
-/// The name under which a process shows itself; at most 15 bytes.
-pub(super) fn process_name(name: &str) -> CString {
-    CString::new(name).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -377,7 +380,8 @@ mod tests {
         let (near, far) = pair().expect("sockets");
         let attached = memfd_create(c"t", MFdFlags::MFD_CLOEXEC).expect("file");
         send(near.as_fd(), &Command::Launch { id: u64::MAX }, Some(attached.as_fd())).expect("sent");
-        let Received::Message(Command::Launch { id: u64::MAX }, Some(_)) = receive(far.as_fd()).expect("received")
+        let Received::Message(Command::Launch { id: u64::MAX }, Some(_)) =
+            receive(far.as_fd()).expect("received")
         else {
             panic!("another message");
         };

@@ -1,0 +1,27 @@
+"""Trains a pipeline that tells who survives, and saves it whole as a folder.
+
+The function is found by its smart tag. Input 0 is the labelled passenger list; output 0 is where the pipeline goes.
+"""
+
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.feature import VectorAssembler
+from pyspark.sql import SparkSession
+
+from features import columns
+
+
+# modelop.training
+def train(external_inputs, external_outputs, external_model_assets):
+    spark = SparkSession.builder.appName("survival training").getOrCreate()
+    passengers = columns.read_passengers(spark, external_inputs[0]).cache()
+    pipeline = Pipeline(
+        stages=[
+            VectorAssembler(inputCols=columns.FEATURES, outputCol="features"),
+            LogisticRegression(labelCol=columns.LABEL, maxIter=25, regParam=0.01),
+        ]
+    )
+    trained = pipeline.fit(passengers)
+    trained.write().overwrite().save(external_outputs[0]["fileUrl"])
+    print("trained on", passengers.count(), "passengers")
+    spark.stop()

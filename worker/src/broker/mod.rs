@@ -1,0 +1,15 @@
+//! The broker: connections that are always there again, slots that deliver one job at a time, and a publisher that does
+//! not lose what it was given.
+//!
+//! Consuming and publishing have connections of their own, so that a broker that blocks publishers still takes
+//! acknowledgements.
+//!
+//! This module must not know what a job is, nor how one is run.
+
+pub mod backoff;
+pub mod dead;
+pub mod message;
+pub mod publisher;
+pub mod server;
+pub mod session;
+pub mod slots;

@@ -1,0 +1,108 @@
+//! The connection for consuming: always there again after a failure, each time as a new session.
+//!
+//! This module must not know what is consumed.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use lapin::{Connection, Event};
+use spark_runtime_protocol::connect::Endpoint;
+use spark_runtime_protocol::topology::Topology;
+use tokio::sync::watch;
+
+use super::backoff::Backoff;
+use super::server::{AcknowledgementTimeout, too_old};
+
+/// A connection, as long as it lasts.
+#[derive(Clone)]
+pub struct Session {
+    /// Counts the connections, from 1.
+    pub generation: u64,
+    /// The connection.
+    pub connection: Arc<Connection>,
+}
+
+/// Keeps a connection up for ever, with the topology declared; tells `sessions` of every new one and of its end.
+///
+/// Ends when nobody looks at `sessions` any more.
+pub async fn keep_connected(
+    endpoint: Endpoint,
+    name: String,
+    topology: Topology,
+    longest_job: std::time::Duration,
+    sessions: watch::Sender<Option<Session>>,
+) {
+    let mut backoff = Backoff::default();
+    let mut generation = 0;
+    loop {
+        match connect(&endpoint, &name, &topology).await {
+            Ok(connection) => {
+                backoff.succeeded();
+                generation += 1;
+                if generation == 1 {
+                    introduce(&endpoint, longest_job).await;
+                }
+                tracing::info!(%endpoint, generation, "connected for consuming");
+                let connection = Arc::new(connection);
+                sessions.send_replace(Some(Session { generation, connection: connection.clone() }));
+                let reason = tokio::select! {
+                    reason = ended(&connection) => reason,
+                    () = sessions.closed() => return,
+                };
+                sessions.send_replace(None);
+                tracing::warn!(generation, reason, "the connection to the broker is gone");
+            }
+            Err(reason) => tracing::warn!(reason, "there is no connection to the broker; trying again"),
+        }
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = sessions.closed() => return,
+        }
+    }
+}
+
+async fn connect(endpoint: &Endpoint, name: &str, topology: &Topology) -> Result<Connection, String> {
+    let connection = endpoint.connect(name).await.map_err(|error| error.to_string())?;
+    topology.declare(&connection).await.map_err(|error| error.to_string())?;
+    Ok(connection)
+}
+
+/// Says once what the broker is and what that means for long jobs.
+async fn introduce(endpoint: &Endpoint, longest_job: std::time::Duration) {
+    match endpoint.server().await {
+        Ok(server) => {
+            let timeout = AcknowledgementTimeout::on(&server);
+            tracing::info!(product = server.product, version = server.version, ?timeout, "the broker");
+            for warning in [too_old(&server), timeout.warning(longest_job)].into_iter().flatten() {
+                tracing::warn!(warning, "the broker");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the broker did not say what it is"),
+    }
+}
+
+/// Waits until a connection is gone; gives the reason.
+async fn ended(connection: &Connection) -> String {
+    let events = connection.events_listener();
+    tokio::pin!(events);
+    // What happened before the listener was there is not told by it.
+    if !connection.status().connected() {
+        return "it ended at once".to_owned();
+    }
+    while let Some(event) = events.next().await {
+        match event {
+            Event::ConnectionBlocked(reason) => {
+                tracing::warn!(reason, "the broker is short of memory or disk; it takes acknowledgements, but no events");
+            }
+            Event::ConnectionUnblocked => tracing::info!("the broker takes events again"),
+            Event::Error(error) => {
+                if !connection.status().connected() {
+                    return error.to_string();
+                }
+                tracing::debug!(%error, "an error on a connection that goes on");
+            }
+            _ => {}
+        }
+    }
+    "it was closed".to_owned()
+}

@@ -1,0 +1,294 @@
+//! Slots: each takes one delivery at a time from a queue, on a channel of its own.
+//!
+//! What goes wrong on a channel costs the one job that is on it. While a job runs, its slot keeps listening: the end of
+//! the consumer or the channel means that the broker has taken the delivery back, and the job is told so at once.
+//!
+//! This module must not know what a delivery is about.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::backoff::Backoff;
+use super::message::Message;
+use super::session::Session;
+use crate::job::settle::Settled;
+use crate::job::{Stop, StopReason, Stopper};
+
+/// How far a worker has got in leaving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leaving {
+    /// It stays.
+    No,
+    /// No new jobs; running ones go on.
+    Draining,
+    /// Running jobs are given back.
+    GivingBack,
+    /// Running jobs are given back at once.
+    Now,
+}
+
+/// Does what a delivery asks for.
+pub trait Handler: Send + Sync + 'static {
+    /// Handles one delivery until all is said about it, and tells what is to be done with it. Must heed `stop`.
+    fn handle(&self, message: Message, stop: Stop) -> impl Future<Output = Settled> + Send;
+}
+
+/// What all slots of a queue share.
+pub struct Slots<H> {
+    queue: &'static str,
+    handler: Arc<H>,
+    sessions: watch::Receiver<Option<Session>>,
+    leaving: watch::Receiver<Leaving>,
+    /// Raised to make idle slots build new channels.
+    renewals: watch::Sender<u64>,
+    idle: AtomicUsize,
+    deliveries: AtomicU64,
+}
+
+impl<H: Handler> Slots<H> {
+    /// Slots for a queue.
+    #[must_use]
+    pub fn new(
+        queue: &'static str,
+        handler: Arc<H>,
+        sessions: watch::Receiver<Option<Session>>,
+        leaving: watch::Receiver<Leaving>,
+    ) -> Arc<Self> {
+        let (renewals, _) = watch::channel(0);
+        Arc::new(Self {
+            queue,
+            handler,
+            sessions,
+            leaving,
+            renewals,
+            idle: AtomicUsize::new(0),
+            deliveries: AtomicU64::new(0),
+        })
+    }
+
+    /// Runs `count` slots until the worker leaves and every job is over.
+    pub async fn serve(self: Arc<Self>, count: usize, watchdog: Duration) {
+        let mut slots = JoinSet::new();
+        for number in 0..count {
+            slots.spawn(self.clone().slot(number));
+        }
+        let watching = tokio::spawn(self.clone().watch_over(watchdog));
+        while let Some(ended) = slots.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, queue = self.queue, "a slot broke");
+            }
+        }
+        watching.abort();
+    }
+
+    async fn slot(self: Arc<Self>, number: usize) {
+        let mut sessions = self.sessions.clone();
+        let mut leaving = self.leaving.clone();
+        let mut backoff = Backoff::default();
+        loop {
+            let session = tokio::select! {
+                biased;
+                () = is_leaving(&mut leaving) => return,
+                session = sessions.wait_for(Option::is_some) => match session {
+                    Ok(session) => session.clone(),
+                    // Nobody connects any more.
+                    Err(_) => return,
+                },
+            };
+            let Some(session) = session else { continue };
+            let consumed = self.consume(&session, number, &mut leaving, &mut backoff).await;
+            if let Err(error) = consumed {
+                tracing::warn!(%error, slot = number, queue = self.queue, generation = session.generation, "a slot lost its channel");
+                backoff.wait().await;
+            }
+        }
+    }
+
+    /// Takes deliveries on one channel until it fails, is to be renewed, or the worker leaves.
+    async fn consume(
+        &self,
+        session: &Session,
+        number: usize,
+        leaving: &mut watch::Receiver<Leaving>,
+        backoff: &mut Backoff,
+    ) -> Result<(), lapin::Error> {
+        let channel = session.connection.create_channel().await?;
+        channel.basic_qos(1, BasicQosOptions::default()).await?;
+        let tag = format!("slot-{number}-{}", session.generation);
+        let options = BasicConsumeOptions::default();
+        let mut consumer =
+            channel.basic_consume(self.queue.into(), tag.as_str().into(), options, FieldTable::default()).await?;
+        let mut renewals = self.renewals.subscribe();
+        loop {
+            let idle = Counted::new(&self.idle);
+            let delivery = tokio::select! {
+                biased;
+                delivery = consumer.next() => Some(delivery),
+                () = is_leaving(leaving) => None,
+                _ = renewals.changed() => return channel.close(200, "renewed".into()).await,
+            };
+            drop(idle);
+            let Some(delivery) = delivery else {
+                return self.close(&channel, &mut consumer, leaving).await;
+            };
+            let Some(delivery) = delivery else {
+                // The broker cancelled the consumer: its queue is gone, or it has lost patience.
+                tracing::warn!(slot = number, queue = self.queue, "the broker ended the consumer");
+                backoff.wait().await;
+                return Ok(());
+            };
+            let delivery = delivery?;
+            backoff.succeeded();
+            self.deliveries.fetch_add(1, Ordering::Relaxed);
+            if !self.work(delivery, &mut consumer, leaving, false).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Stops consuming; a delivery that came in the same moment is given back.
+    async fn close(
+        &self,
+        channel: &Channel,
+        consumer: &mut Consumer,
+        leaving: &mut watch::Receiver<Leaving>,
+    ) -> Result<(), lapin::Error> {
+        channel.basic_cancel(consumer.tag(), lapin::options::BasicCancelOptions::default()).await?;
+        while let Some(delivery) = consumer.next().await {
+            self.work(delivery?, consumer, leaving, true).await?;
+        }
+        channel.close(200, "leaving".into()).await
+    }
+
+    /// Handles one delivery; one that came too late is given back at once. Gives whether the channel is still good.
+    async fn work(
+        &self,
+        delivery: Delivery,
+        consumer: &mut Consumer,
+        leaving: &mut watch::Receiver<Leaving>,
+        too_late: bool,
+    ) -> Result<bool, lapin::Error> {
+        let Delivery { data, properties, acker, .. } = delivery;
+        let (stopper, stop) = Stopper::new();
+        let handled = self.handler.handle(Message::new(data, properties), stop);
+        tokio::pin!(handled);
+        // Once the consumer is cancelled by ourselves its end says nothing about the delivery.
+        let mut channel_is_good = !too_late;
+        if too_late {
+            stopper.stop(StopReason::GiveBackNow);
+        }
+        let mut heard = *leaving.borrow_and_update();
+        warn_of_leaving(&stopper, heard);
+        let settled = loop {
+            tokio::select! {
+                biased;
+                settled = &mut handled => break settled,
+                lost = consumer.next(), if channel_is_good => {
+                    // With a prefetch of one no delivery can come here: this is the consumer's end.
+                    let reason = match lost {
+                        Some(Err(error)) => error.to_string(),
+                        _ => "the broker ended the consumer".to_owned(),
+                    };
+                    tracing::warn!(reason, "a delivery is lost; its job is ended");
+                    stopper.stop(StopReason::DeliveryLost);
+                    channel_is_good = false;
+                }
+                changed = leaving.changed(), if heard < Leaving::Now => {
+                    heard = *leaving.borrow_and_update();
+                    // Nobody can tell us to leave any more: do it.
+                    if changed.is_err() {
+                        heard = Leaving::Now;
+                    }
+                    warn_of_leaving(&stopper, heard);
+                }
+            }
+        };
+        match settled {
+            Settled::Acknowledge => {
+                let acknowledged = acker.ack(BasicAckOptions::default()).await?;
+                if !acknowledged {
+                    tracing::warn!("a settled delivery was lost before it could be acknowledged; its job comes again");
+                }
+                Ok(channel_is_good && acknowledged)
+            }
+            Settled::Leave => Ok(false),
+        }
+    }
+
+    /// Looks for the state in which everything seems well and nothing happens: connected, slots idle, messages ready,
+    /// and no delivery for a whole interval. Idle slots get new channels then.
+    async fn watch_over(self: Arc<Self>, interval: Duration) {
+        let mut suspicious_since: Option<(u64, Instant)> = None;
+        loop {
+            tokio::time::sleep(interval / 2).await;
+            let deliveries = self.deliveries.load(Ordering::Relaxed);
+            let session = self.sessions.borrow().clone();
+            let idle = self.idle.load(Ordering::Relaxed);
+            let ready = match session {
+                Some(session) if idle > 0 => self.ready(&session).await.unwrap_or(0),
+                _ => 0,
+            };
+            if ready == 0 {
+                suspicious_since = None;
+                continue;
+            }
+            match suspicious_since {
+                Some((then, since)) if then == deliveries && since.elapsed() * 2 >= interval => {
+                    tracing::warn!(ready, idle, queue = self.queue, "jobs are ready and none is delivered; new channels are opened");
+                    self.renewals.send_modify(|count| *count += 1);
+                    suspicious_since = None;
+                }
+                Some((then, _)) if then == deliveries => {}
+                _ => suspicious_since = Some((deliveries, Instant::now())),
+            }
+        }
+    }
+
+    async fn ready(&self, session: &Session) -> Result<u32, lapin::Error> {
+        let channel = session.connection.create_channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = channel.queue_declare(self.queue.into(), options, FieldTable::default()).await?;
+        let ready = queue.message_count();
+        channel.close(200, "asked".into()).await?;
+        Ok(ready)
+    }
+}
+
+async fn is_leaving(leaving: &mut watch::Receiver<Leaving>) {
+    // Nobody can tell us to leave any more: that is as good as being told.
+    let _ = leaving.wait_for(|leaving| *leaving > Leaving::No).await;
+}
+
+fn warn_of_leaving(stopper: &Stopper, leaving: Leaving) {
+    match leaving {
+        Leaving::No | Leaving::Draining => {}
+        Leaving::GivingBack => stopper.stop(StopReason::GiveBack),
+        Leaving::Now => stopper.stop(StopReason::GiveBackNow),
+    }
+}
+
+/// Counts something for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,33 @@
+//! `spark-runtime schema`: the machine-readable description of what travels over the wire.
+
+use clap::ValueEnum;
+use spark_runtime_protocol::schema;
+
+use super::{CliError, Exit, output};
+
+/// Arguments of `schema`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to describe.
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// The job: JSON Schema.
+    Job,
+    /// The event: JSON Schema.
+    Event,
+    /// The exchanges and messages: AsyncAPI.
+    Asyncapi,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
+    let text = match args.what {
+        What::Job => schema::job(),
+        What::Event => schema::event(),
+        What::Asyncapi => schema::asyncapi(),
+    };
+    output::line(text.trim_end())?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,45 @@
+//! `spark-runtime validate`: whether a job can be run, and everything that is wrong with it.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use spark_runtime_protocol::json::Fault;
+use spark_runtime_protocol::{Job, JobId};
+
+use super::{CliError, Exit, input, output, render};
+use crate::config::Settings;
+use crate::job::check::{Judge, Plan};
+
+/// Arguments of `validate`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The job; `-` reads the standard input.
+    #[arg(value_name = "JOB.json")]
+    job: PathBuf,
+    /// Print JSON: an object with `valid` and `faults`.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, settings: &Settings) -> Result<Exit, CliError> {
+    let limit = settings.job.max_size;
+    let body = input::read(&args.job, limit)?;
+    let judge = Judge::of(settings)?;
+    // A job without an id gets one when it is submitted.
+    let judged = input::job(&body, limit, &JobId::random()).and_then(|job| Ok((judge.plan(&job)?, job)));
+    let faults = check::check(&job, settings);
+        if faults.is_empty() { Ok(job) } else { Err(faults) }
+    });
+    let faults = judged.as_ref().err().map_or(&[] as &[Fault], Vec::as_slice);
+    if args.json {
+        output::json(&json!({"valid": faults.is_empty(), "faults": faults}))?;
+    } else {
+        output::line(&judged.as_ref().map_or_else(|faults| render::faults(faults), |(plan, job)| summary(plan, job)))?;
+    }
+    Ok(if faults.is_empty() { Exit::Ok } else { Exit::Rejected })
+}
+
+fn summary(plan: &Plan, job: &Job) -> String {
+    let staged = render::count(job.staged_files().count(), "staged file");
+    format!("valid: {}, function {}, {staged}", job.job_type().wire(), plan.function)
+}

@@ -1,0 +1,1489 @@
+//! Settings: what an operator can choose, and where each choice comes from.
+//!
+//! Four layers, the later over the earlier: the defaults of [`SETTINGS`], a TOML file, environment variables
+//! (`SPARK_RUNTIME__<SECTION>__<KEY>`) and `--set section.key=value`. Every layer is judged by itself and whole, so that
+//! a fault is reported with the place where it stands, and all faults at once. What is not known is refused: a misspelt
+//! setting that is passed over in silence is found out in production.
+//!
+//! [`SETTINGS`] is the one table of them: defaults, known names, the listing of `spark-runtime config` and the
+//! reference all come from it.
+//!
+//! This module must not know what the settings are used for, and never shows a secret.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ::config::{ConfigError, FileFormat, Map, Source, Value, ValueKind};
+use bytesize::ByteSize;
+use jiff::SignedDuration;
+use serde_json::{Value as Json, json};
+use spark_runtime_protocol::connect::{Endpoint, EndpointError};
+
+/// The file that is read when no other is named, if it is there.
+pub const DEFAULT_FILE: &str = "/etc/spark-runtime/config.toml";
+/// The environment variable that names the file.
+pub const FILE_VARIABLE: &str = "SPARK_RUNTIME_CONFIG";
+/// What the names of the environment variables of settings begin with.
+const PREFIX: &str = "SPARK_RUNTIME__";
+
+/// A settings file above this many bytes is none.
+const LARGEST_FILE: u64 = 1024 * 1024;
+/// A password file above this many bytes is none.
+const LARGEST_PASSWORD_FILE: u64 = 4096;
+/// Longer than this nothing here waits. Far beyond it, moments could no longer be computed.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The longest delay of a retry: a broker's queue takes times to live of less than fifty days.
+const LONGEST_DELAY: Duration = Duration::from_secs(28 * 24 * 3600);
+/// The longest heartbeat that the protocol can carry, in whole seconds.
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(u16::MAX as u64);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// One setting as the reference shows it.
+#[derive(Debug)]
+pub struct Setting {
+    /// `section.key`.
+    pub key: &'static str,
+    kind: Kind,
+    /// The default as it would stand in an environment variable; empty for none.
+    pub default: &'static str,
+    /// What it does, in whole sentences.
+    pub doc: &'static str,
+}
+
+/// What a setting takes.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// A broker address; its password is a secret.
+    Address,
+    /// Letters, digits and `-_.:@`, or nothing.
+    Name,
+    /// Text without control characters.
+    Text,
+    /// A path, or nothing. Made absolute.
+    Path,
+    /// A path, or a name that is looked up on the PATH, or nothing.
+    Program,
+    Count {
+        least: u64,
+        most: u64,
+    },
+    Span {
+        least: Duration,
+        most: Duration,
+    },
+    /// At least one duration.
+    Spans {
+        least: Duration,
+        most: Duration,
+    },
+    /// A number of bytes.
+    Size {
+        least: u64,
+    },
+    Choice(&'static [&'static str]),
+    /// Names of environment variables.
+    Variables,
+    /// Environment variables with their values, some of which are secrets.
+    Environment,
+}
+
+const fn setting(key: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Setting {
+    Setting { key, kind, default, doc }
+}
+
+const fn span(least: Duration) -> Kind {
+    Kind::Span { least, most: LONGEST }
+}
+
+/// Every setting there is, by section.
+pub static SETTINGS: &[Setting] = &[
+    setting(
+        "broker.uri",
+        Kind::Address,
+        "amqp://guest:guest@localhost:5672/%2f",
+        "Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://` for TLS. The vhost `/` is written \
+         `%2f`. Give it in the file or the environment: a command line can be read by every user of the machine.",
+    ),
+    setting(
+        "broker.password_file",
+        Kind::Path,
+        "",
+        "A file that holds the broker's password and nothing else. It takes the place of the password in `broker.uri`. \
+         It is read anew for every connection that is looked up, so that a password can be changed.",
+    ),
+    setting(
+        "broker.heartbeat",
+        Kind::Span { least: SECOND, most: LONGEST_HEARTBEAT },
+        "10s",
+        "How often both sides of a connection show that they are there, in whole seconds. A connection that was silent \
+         for about twice as long counts as lost.",
+    ),
+    setting(
+        "broker.publish_timeout",
+        span(MILLISECOND),
+        "30s",
+        "How long the broker may take to confirm a message before the publication counts as failed.",
+    ),
+    setting(
+        "worker.name",
+        Kind::Name,
+        "",
+        "The worker's name in events and at the broker. Two workers must not share one. When it is empty, a name is \
+         made of the host, the process id and four random digits.",
+    ),
+    setting(
+        "worker.max_running",
+        Kind::Count { least: 0, most: 10_000 },
+        "0",
+        "How many jobs run at once. 0 stands for the number of processors.",
+    ),
+    setting(
+        "worker.max_submits",
+        Kind::Count { least: 0, most: 10_000 },
+        "0",
+        "How many spark-submits may be starting up at once; each takes a processor and a few hundred megabytes. 0 stands \
+         for the number of processors.",
+    ),
+    setting(
+        "worker.drain_grace",
+        span(Duration::ZERO),
+        "10m",
+        "How long running jobs may go on after the first SIGTERM. What still runs then is ended and given back to the \
+         other workers.",
+    ),
+    setting(
+        "worker.watchdog",
+        span(SECOND),
+        "60s",
+        "When jobs wait and places are free, but nothing was delivered for this long, the connection is built anew.",
+    ),
+    setting(
+        "job.directory",
+        Kind::Path,
+        "/tmp/spark-runtime-<uid>",
+        "Where the directories of attempts are made. It is created when it is missing, for this user alone. It has to \
+         be on a disk with room for the files and logs of all running jobs. `<uid>` in the default is the user's number.",
+    ),
+    setting(
+        "job.keep",
+        Kind::Choice(&["never", "failed", "always"]),
+        "failed",
+        "Which attempts' directories stay after their end, in the folder `kept`: `never`, those that `failed`, or \
+         `always`.",
+    ),
+    setting(
+        "job.keep_for",
+        span(SECOND),
+        "168h",
+        "How long a directory that was kept stays. Whoever starts a worker on the same folder removes older ones, and so \
+         does every worker once an hour.",
+    ),
+    setting(
+        "job.submit_timeout",
+        span(SECOND),
+        "5m",
+        "How long spark-submit may take until the driver is there. Then it is ended and has failed with the class \
+         `submit`, which is tried again.",
+    ),
+    setting(
+        "job.run_timeout",
+        span(SECOND),
+        "24h",
+        "How long an attempt may run, from the moment at which the driver is there. Then it is ended and has failed with \
+         the class `timeout`.",
+    ),
+    setting(
+        "job.kill_grace",
+        span(Duration::ZERO),
+        "10s",
+        "How long an attempt's processes may take to end by themselves after a SIGTERM, before they are killed.",
+    ),
+    setting(
+        "job.max_size",
+        Kind::Size { least: 1024 },
+        "16MiB",
+        "A job message above this size is rejected. RabbitMQ itself takes up to 16 MiB from release 4.0 on.",
+    ),
+    setting(
+        "job.inline_output",
+        Kind::Size { least: 0 },
+        "1MiB",
+        "A FILE output up to this size comes back in the event. For a larger one the event says where it is.",
+    ),
+    setting(
+        "retry.max_attempts",
+        Kind::Count { least: 1, most: 1000 },
+        "3",
+        "How often a job is tried at most, when its attempts fail for reasons that are not its own. 1 means no retry.",
+    ),
+    setting(
+        "retry.delays",
+        Kind::Spans { least: MILLISECOND, most: LONGEST_DELAY },
+        "5s,30s,2m",
+        "How long to wait before the second attempt, the third, and so on; the last one counts for all that follow. \
+         Each delay has a queue of its own at the broker: run `spark-runtime topology declare` after a change.",
+    ),
+    setting(
+        "spark.home",
+        Kind::Path,
+        "",
+        "The Spark installation. When it is empty, it is found by `SPARK_HOME`, then by the spark-submit on the PATH.",
+    ),
+    setting("spark.submit", Kind::Path, "", "The path of spark-submit itself, where it is not `bin/spark-submit` of the installation."),
+    setting(
+        "spark.master",
+        Kind::Text,
+        "local[*]",
+        "The master for jobs that do not name one: `local[*]`, `local[2]` or `spark://host:7077`.",
+    ),
+    setting(
+        "spark.python",
+        Kind::Program,
+        "",
+        "The Python that runs drivers and executors; becomes `PYSPARK_PYTHON` and `PYSPARK_DRIVER_PYTHON`. When it is \
+         empty, Spark takes the `python3` on the PATH.",
+    ),
+    setting(
+        "spark.policy",
+        Kind::Path,
+        "",
+        "The policy file: which flags and properties jobs may set, which they get by default, and which are forced.",
+    ),
+    setting(
+        "spark.environment",
+        Kind::Environment,
+        "",
+        "Environment variables that are given to spark-submit: a table in the file, \
+         `SPARK_RUNTIME__SPARK__ENVIRONMENT__<NAME>` in the environment, `--set spark.environment.<NAME>=value` on the \
+         command line. A model can read them. Values are shown masked when their name looks like that of a secret.",
+    ),
+    setting(
+        "spark.pass_environment",
+        Kind::Variables,
+        "",
+        "The names of environment variables that spark-submit gets from the worker's own environment, beside those \
+         that it always gets (such as PATH, HOME, LANG and JAVA_HOME). The worker's own settings are never handed on.",
+    ),
+    setting(
+        "log.limit",
+        Kind::Size { least: 16 * 1024 },
+        "64MiB",
+        "How much of a job's standard output, and of its standard error, is kept on disk. Of more, the beginning and \
+         the end are kept.",
+    ),
+    setting(
+        "log.tail",
+        Kind::Size { least: 0 },
+        "8KiB",
+        "How much of the end of the standard error comes along in the event of a failure.",
+    ),
+];
+
+/// A text that must not be shown. `Debug` and `Display` print `***`.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, to be handed to whom it is meant for.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// A child's environment takes it as it is.
+impl AsRef<OsStr> for Secret {
+    fn as_ref(&self) -> &OsStr {
+        self.0.as_ref()
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Every setting with the value that counts. Paths are absolute, durations and sizes have been checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The broker and how to talk to it.
+    pub broker: BrokerSettings,
+    /// The worker as a whole.
+    pub worker: WorkerSettings,
+    /// Each job.
+    pub job: JobSettings,
+    /// Attempts after the first.
+    pub retry: RetrySettings,
+    /// Spark and spark-submit.
+    pub spark: SparkSettings,
+    /// The logs of jobs.
+    pub log: LogSettings,
+    effective: Vec<Effective>,
+}
+
+/// Section `broker`.
+#[derive(Debug, Clone)]
+pub struct BrokerSettings {
+    /// Where the broker is; [`Settings::endpoint`] puts the password of `password_file` into it.
+    pub uri: Secret,
+    /// Where the password is, when it is not in the address.
+    pub password_file: Option<PathBuf>,
+    /// How often both sides show that they are there.
+    pub heartbeat: Duration,
+    /// How long the broker may take to confirm a message.
+    pub publish_timeout: Duration,
+}
+
+/// Section `worker`.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// The worker's name; empty when one is to be made.
+    pub name: String,
+    /// How many jobs run at once; at least 1 (0 in the settings has become the number of processors).
+    pub max_running: usize,
+    /// How many spark-submits start up at once; at least 1 (0 in the settings has become the number of processors).
+    pub max_submits: usize,
+    /// How long running jobs may go on after the first SIGTERM.
+    pub drain_grace: Duration,
+    /// How long nothing may be delivered while jobs wait and places are free.
+    pub watchdog: Duration,
+}
+
+/// Section `job`.
+#[derive(Debug, Clone)]
+pub struct JobSettings {
+    /// Where the directories of attempts are made.
+    pub directory: PathBuf,
+    /// Which of them stay.
+    pub keep: Keep,
+    /// How long a directory that was kept stays.
+    pub keep_for: Duration,
+    /// How long spark-submit may take until the driver is there.
+    pub submit_timeout: Duration,
+    /// How long it may take from the start of spark-submit to the driver's first word.
+    pub submit_timeout: Duration,
+    /// How long an attempt may run from there on.
+    pub run_timeout: Duration,
+    /// How long its processes may take to end after a SIGTERM.
+    pub kill_grace: Duration,
+    /// The largest job message, in bytes.
+    pub max_size: u64,
+    /// The largest FILE output that an event carries, in bytes.
+    pub inline_output: u64,
+}
+
+/// Which attempts' directories stay after their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// None.
+    Never,
+    /// Those of attempts that brought no result.
+    Failed,
+    /// All.
+    Always,
+}
+
+/// Section `retry`.
+#[derive(Debug, Clone)]
+pub struct RetrySettings {
+    /// How often a job is tried at most; at least 1.
+    pub max_attempts: u32,
+    /// The delays before the second attempt, the third, and so on; never empty.
+    pub delays: Vec<Duration>,
+}
+
+/// Section `spark`.
+#[derive(Debug, Clone)]
+pub struct SparkSettings {
+    /// The Spark installation.
+    pub home: Option<PathBuf>,
+    /// spark-submit itself.
+    pub submit: Option<PathBuf>,
+    /// The master for jobs that do not name one.
+    pub master: String,
+    /// The Python of drivers and executors; a bare name is looked up on the PATH.
+    pub python: Option<PathBuf>,
+    /// The policy file.
+    pub policy: Option<PathBuf>,
+    /// Variables given to spark-submit.
+    pub environment: BTreeMap<String, Secret>,
+    /// Names of variables handed on from the worker's own environment.
+    pub pass_environment: Vec<String>,
+}
+
+/// Section `log`.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// How much of each stream of a job is kept, in bytes.
+    pub limit: u64,
+    /// How much of the standard error an event carries, in bytes.
+    pub tail: u64,
+}
+
+/// A setting as it counts, for showing: secrets are masked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// `section.key`, or `spark.environment.<NAME>`.
+    pub key: String,
+    /// The value; `null` when there is none.
+    pub value: Json,
+    /// `default`, the path of the file, the name of the environment variable, or `--set`.
+    pub source: String,
+}
+
+/// Where settings are read from. The default reads nothing and gives the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file; it has to be there.
+    pub file: Option<PathBuf>,
+    /// The file that is read when there is no other; it may be missing.
+    pub fallback_file: Option<PathBuf>,
+    /// The environment; variables that are no settings are passed over.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `section.key=value`, the later over the earlier.
+    pub overrides: Vec<String>,
+}
+
+impl Sources {
+    /// What this process was given: `file` and `overrides` by its command line, the rest by its environment.
+    #[must_use]
+    pub fn of_process(file: Option<PathBuf>, overrides: Vec<String>) -> Self {
+        let named = || std::env::var_os(FILE_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        Self {
+            file: file.or_else(named),
+            fallback_file: Some(DEFAULT_FILE.into()),
+            environment: std::env::vars_os().collect(),
+            overrides,
+        }
+    }
+}
+
+/// Why there are no settings to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Everything that is wrong in any layer; never empty.
+    #[error("{}", lines(.0))]
+    Faults(Vec<SettingFault>),
+    /// The layers could not be laid over each other.
+    #[error("the settings cannot be combined: {0}")]
+    Layers(#[from] ConfigError),
+    /// The password cannot be had.
+    #[error("the password file {path} cannot be read: {source}")]
+    PasswordFile {
+        /// `broker.password_file`.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The broker's address is none.
+    #[error("`broker.uri` {0}")]
+    Address(#[from] EndpointError),
+}
+
+fn lines(faults: &[SettingFault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// One thing that is wrong with the settings: a whole sentence that names the setting and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingFault(String);
+
+impl fmt::Display for SettingFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Settings {
+    /// Reads all layers and gives what counts.
+    ///
+    /// # Errors
+    /// [`SettingsError::Faults`] with every fault of every layer.
+    pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
+        let mut faults = Vec::new();
+        let layers = [
+            defaults(),
+            file_layer(sources, &mut faults),
+            environment_layer(&sources.environment, &mut faults),
+            override_layer(&sources.overrides, &mut faults),
+        ];
+        if !faults.is_empty() {
+            return Err(SettingsError::Faults(faults));
+        }
+        let mut builder = ::config::Config::builder();
+        for layer in layers {
+            builder = builder.add_source(layer);
+        }
+        Self::read(&Reader::new(&builder.build()?))
+    }
+
+    fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let settings = Self {
+            broker: BrokerSettings {
+                uri: Secret(reader.text("broker.uri")),
+                password_file: reader.path("broker.password_file"),
+                heartbeat: reader.span("broker.heartbeat"),
+                publish_timeout: reader.span("broker.publish_timeout"),
+            },
+            worker: WorkerSettings {
+                name: reader.text("worker.name"),
+                max_running: processors_if_zero(reader.count("worker.max_running")),
+                max_submits: processors_if_zero(reader.count("worker.max_submits")),
+                drain_grace: reader.span("worker.drain_grace"),
+                watchdog: reader.span("worker.watchdog"),
+            },
+            job: JobSettings {
+                directory: reader.path("job.directory").unwrap_or_default(),
+                keep: match reader.text("job.keep").as_str() {
+                    "never" => Keep::Never,
+                    "always" => Keep::Always,
+                    _ => Keep::Failed,
+                },
+                keep_for: reader.span("job.keep_for"),
+                submit_timeout: reader.span("job.submit_timeout"),
+                submit_timeout: reader.span("job.submit_timeout"),
+                run_timeout: reader.span("job.run_timeout"),
+                kill_grace: reader.span("job.kill_grace"),
+                max_size: reader.count("job.max_size"),
+                inline_output: reader.count("job.inline_output"),
+            },
+            retry: RetrySettings {
+                max_attempts: u32::try_from(reader.count("retry.max_attempts")).unwrap_or(u32::MAX),
+                delays: reader.spans("retry.delays"),
+            },
+            spark: SparkSettings {
+                home: reader.path("spark.home"),
+                submit: reader.path("spark.submit"),
+                master: reader.text("spark.master"),
+                python: reader.path("spark.python"),
+                policy: reader.path("spark.policy"),
+                environment: reader.environment("spark.environment"),
+                pass_environment: reader.texts("spark.pass_environment"),
+            },
+            log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
+            effective: reader.effective(),
+        };
+        let faults = reader.faults.take();
+        if faults.is_empty() { Ok(settings) } else { Err(SettingsError::Faults(faults)) }
+    }
+
+    /// Every setting with its value and where that comes from, secrets masked, in the order of [`SETTINGS`].
+    #[must_use]
+    pub fn effective(&self) -> &[Effective] {
+        &self.effective
+    }
+
+    /// Where the broker is, with the password of `broker.password_file` when there is one. The file is read at every
+    /// call.
+    ///
+    /// # Errors
+    /// [`SettingsError::PasswordFile`], [`SettingsError::Address`].
+    pub fn endpoint(&self) -> Result<Endpoint, SettingsError> {
+        let heartbeat = self.broker.heartbeat;
+        let Some(path) = &self.broker.password_file else {
+            return Ok(Endpoint::new(self.broker.uri.expose(), heartbeat)?);
+        };
+        let password = read_password(path)
+            .map_err(|source| SettingsError::PasswordFile { path: path.clone(), source })?;
+        Ok(Endpoint::new(&with_password(self.broker.uri.expose(), &password), heartbeat)?)
+    }
+}
+
+fn processors_if_zero(count: u64) -> usize {
+    match usize::try_from(count) {
+        Ok(0) => std::thread::available_parallelism().map_or(1, usize::from),
+        Ok(count) => count,
+        Err(_) => usize::MAX,
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ what a setting takes
+
+/// A value of the right kind.
+#[derive(Debug, Clone, PartialEq)]
+enum Given {
+    Text(String),
+    Path(Option<PathBuf>),
+    Count(u64),
+    Size(u64),
+    Span(Duration),
+    Spans(Vec<Duration>),
+    Texts(Vec<String>),
+    Environment(BTreeMap<String, String>),
+}
+
+impl Kind {
+    /// The end of a sentence that begins with "give".
+    fn wanted(self) -> String {
+        match self {
+            Self::Address => "amqp://user:password@host:5672/vhost".to_owned(),
+            Self::Name => "at most 128 letters, digits, '-', '_', '.', ':' or '@'".to_owned(),
+            Self::Text => "a text".to_owned(),
+            Self::Path => "a path".to_owned(),
+            Self::Program => "the path or the name of a program".to_owned(),
+            Self::Count { least, most } => format!("a whole number from {least} to {most}"),
+            Self::Span { least, most } => format!("{} such as 10s, 2m or 1h 30m", range(least, most)),
+            Self::Spans { least, most } => {
+                format!("a list of at least one, each {}, such as 5s, 30s, 2m", range(least, most))
+            }
+            Self::Size { least } => format!("a size of at least {} such as 64MiB or 512KB", size_text(least)),
+            Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Variables => "a list of names of environment variables".to_owned(),
+            Self::Environment => "a table of names and texts".to_owned(),
+        }
+    }
+
+    /// The value that a piece of text stands for, in the layers that have nothing but text. What cannot be read stays
+    /// text, and is judged as that.
+    fn from_text(self, text: &str) -> ValueKind {
+        match self {
+            Self::Count { .. } => text.trim().parse::<i64>().map_or_else(|_| text.into(), ValueKind::I64),
+            Self::Spans { .. } | Self::Variables => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                ValueKind::Array(items.map(|item| Value::new(None, item)).collect())
+            }
+            _ => text.into(),
+        }
+    }
+
+    /// Takes a value, or says what is wrong with it (the middle of a sentence that begins with the setting's name).
+    fn judge(self, value: &ValueKind) -> Result<Given, String> {
+        let refused = || format!("is {}; give {}", shown(value), self.wanted());
+        let text = || if let ValueKind::String(text) = value { Ok(text.as_str()) } else { Err(refused()) };
+        match self {
+            Self::Address => match text() {
+                // Neither the address nor what stands in its place is shown: there may be a password in it.
+                Err(_) => Err(format!("is {}; give {}", type_word(value), self.wanted())),
+                Ok(address) => match Endpoint::new(address, SECOND) {
+                    Ok(_) => Ok(Given::Text(address.to_owned())),
+                    Err(error) => Err(error.to_string()),
+                },
+            },
+            Self::Name => {
+                let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
+                let name = text()?;
+                if name.len() > 128 || !name.chars().all(fits) { Err(refused()) } else { Ok(Given::Text(name.into())) }
+            }
+            Self::Text => {
+                let text = text()?;
+                if text.trim().is_empty() || text.chars().any(char::is_control) {
+                    return Err(refused());
+                }
+                Ok(Given::Text(text.to_owned()))
+            }
+            Self::Path => path(text()?, false).ok_or_else(refused).map(Given::Path),
+            Self::Program => path(text()?, true).ok_or_else(refused).map(Given::Path),
+            Self::Count { least, most } => {
+                let number = whole(value).ok_or_else(refused)?;
+                if (least..=most).contains(&number) { Ok(Given::Count(number)) } else { Err(refused()) }
+            }
+            Self::Span { least, most } => duration(text()?, least, most).ok_or_else(refused).map(Given::Span),
+            Self::Spans { least, most } => {
+                let ValueKind::Array(items) = value else { return Err(refused()) };
+                let spans: Option<Vec<_>> = items
+                    .iter()
+                    .map(|item| if let ValueKind::String(text) = &item.kind { duration(text, least, most) } else { None })
+                    .collect();
+                spans.filter(|spans| !spans.is_empty()).ok_or_else(refused).map(Given::Spans)
+            }
+            Self::Size { least } => {
+                let size = match value {
+                    ValueKind::String(text) => text.parse::<ByteSize>().ok().map(|size| size.as_u64()),
+                    other => whole(other),
+                };
+                size.filter(|size| *size >= least && *size <= i64::MAX as u64).ok_or_else(refused).map(Given::Size)
+            }
+            Self::Choice(words) => {
+                let word = text()?;
+                if words.contains(&word) { Ok(Given::Text(word.to_owned())) } else { Err(refused()) }
+            }
+            Self::Variables => {
+                let ValueKind::Array(items) = value else { return Err(refused()) };
+                let mut names = Vec::with_capacity(items.len());
+                for item in items {
+                    let ValueKind::String(name) = &item.kind else { return Err(refused()) };
+                    variable(name)?;
+                    names.push(name.clone());
+                }
+                Ok(Given::Texts(names))
+            }
+            Self::Environment => {
+                let ValueKind::Table(table) = value else {
+                    return Err(format!("is {}; give {}", type_word(value), self.wanted()));
+                };
+                table.iter().map(|(name, value)| assignment(name, value)).collect::<Result<_, _>>().map(Given::Environment)
+            }
+        }
+    }
+}
+
+fn assignment(name: &str, value: &Value) -> Result<(String, String), String> {
+    variable(name)?;
+    let ValueKind::String(text) = &value.kind else {
+        return Err(format!("has {name} = {}; give a text", type_word(&value.kind)));
+    };
+    if text.contains('\0') {
+        return Err(format!("has a NUL in the value of {name}; give a text without"));
+    }
+    Ok((name.to_owned(), text.clone()))
+}
+
+fn variable(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > 255 || name.chars().any(|c| c == '=' || c.is_control()) {
+        return Err(format!("has {name:?}, which is no name of an environment variable; give one such as HADOOP_CONF_DIR"));
+    }
+    if name.starts_with("SPARK_RUNTIME_") {
+        return Err(format!("has {name}, which is a setting of the worker; no model may see these"));
+    }
+    Ok(())
+}
+
+fn whole(value: &ValueKind) -> Option<u64> {
+    match value {
+        ValueKind::I64(number) => u64::try_from(*number).ok(),
+        ValueKind::U64(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn duration(text: &str, least: Duration, most: Duration) -> Option<Duration> {
+    let signed: SignedDuration = text.parse().ok()?;
+    Duration::try_from(signed).ok().filter(|span| (least..=most).contains(span))
+}
+
+fn range(least: Duration, most: Duration) -> String {
+    let longest = if most == LONGEST { String::new() } else { format!(" of at most {}", duration_text(most)) };
+    match least {
+        Duration::ZERO => format!("a duration{longest}"),
+        MILLISECOND => format!("a duration above 0{}", longest.replacen(" of", " and", 1)),
+        least => format!("a duration of at least {}{}", duration_text(least), longest.replacen(" of", " and", 1)),
+    }
+}
+
+/// The path that a text names; `Some(None)` for an empty text, `None` when it is no path.
+#[expect(clippy::option_option, reason = "no path given and not a path are two things")]
+fn path(text: &str, may_be_bare: bool) -> Option<Option<PathBuf>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    if text.contains('\0') {
+        return None;
+    }
+    if may_be_bare && !text.contains('/') {
+        return Some(Some(text.into()));
+    }
+    std::path::absolute(text).ok().map(Some)
+}
+
+/// A duration as it can be written in the settings.
+#[must_use]
+pub fn duration_text(duration: Duration) -> String {
+    SignedDuration::try_from(duration).map_or_else(|_| format!("{}s", duration.as_secs()), |span| format!("{span:#}"))
+}
+
+/// A number of bytes as it can be written in the settings, in the largest unit that gives a whole number.
+#[must_use]
+pub fn size_text(bytes: u64) -> String {
+    let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0) {
+        Some((unit, word)) => format!("{}{word}", bytes / unit),
+        None => format!("{bytes}B"),
+    }
+}
+
+fn type_word(value: &ValueKind) -> &'static str {
+    match value {
+        ValueKind::Nil => "empty",
+        ValueKind::Boolean(_) => "true or false",
+        ValueKind::I64(_) | ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_) => "a whole number",
+        ValueKind::Float(_) => "a number",
+        ValueKind::String(_) => "a text",
+        ValueKind::Table(_) => "a table",
+        ValueKind::Array(_) => "a list",
+    }
+}
+
+/// A value that is no secret, for a sentence.
+fn shown(value: &ValueKind) -> String {
+    match value {
+        ValueKind::String(text) if text.is_empty() => "empty".to_owned(),
+        ValueKind::String(text) => format!("{:?}", text.chars().take(80).collect::<String>()),
+        ValueKind::Boolean(value) => value.to_string(),
+        ValueKind::I64(number) => number.to_string(),
+        ValueKind::U64(number) => number.to_string(),
+        ValueKind::Float(number) => number.to_string(),
+        ValueKind::Array(items) if items.is_empty() => "an empty list".to_owned(),
+        ValueKind::Array(items) => {
+            let items: Vec<_> = items.iter().take(20).map(|item| shown(&item.kind)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => type_word(other).to_owned(),
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- the layers
+
+/// One layer, judged: nothing in it is unknown or of the wrong kind. Keys are `section.key`.
+#[derive(Debug, Clone, Default)]
+struct Layer {
+    values: Map<String, Value>,
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self.values.clone())
+    }
+}
+
+impl Layer {
+    fn set(&mut self, setting: &Setting, origin: &str, kind: ValueKind, faults: &mut Vec<SettingFault>) {
+        let origin = origin.to_owned();
+        if let Err(message) = setting.kind.judge(&kind) {
+            return faults.push(SettingFault(format!("`{}` in {origin} {message}", setting.key)));
+        }
+        let kind = match kind {
+            // Every variable keeps its own origin when tables of two layers come together.
+            ValueKind::Table(table) => {
+                let named = |(name, value): (String, Value)| (name, Value::new(Some(&origin), value.kind));
+                let earlier = match self.values.remove(setting.key).map(|value| value.kind) {
+                    Some(ValueKind::Table(earlier)) => earlier,
+                    _ => Map::new(),
+                };
+                ValueKind::Table(earlier.into_iter().chain(table.into_iter().map(named)).collect())
+            }
+            other => other,
+        };
+        self.values.insert(setting.key.to_owned(), Value::new(Some(&origin), kind));
+    }
+}
+
+fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+fn defaults() -> Layer {
+    let mut layer = Layer::default();
+    for setting in SETTINGS {
+        let origin = "default".to_owned();
+        let kind = match setting.kind {
+            Kind::Environment => ValueKind::Table(Map::new()),
+            kind => kind.from_text(&setting.default.replace("<uid>", &nix::unistd::getuid().to_string())),
+        };
+        layer.values.insert(setting.key.to_owned(), Value::new(Some(&origin), kind));
+    }
+    layer
+}
+
+fn file_layer(sources: &Sources, faults: &mut Vec<SettingFault>) -> Layer {
+    let mut layer = Layer::default();
+    let (path, must_exist) = match (&sources.file, &sources.fallback_file) {
+        (Some(path), _) => (path, true),
+        (None, Some(path)) => (path, false),
+        (None, None) => return layer,
+    };
+    let origin = path.display().to_string();
+    let text = match read_bounded(path, LARGEST_FILE) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => return layer,
+        Err(error) => {
+            faults.push(SettingFault(format!("the settings file {origin} cannot be read: {error}")));
+            return layer;
+        }
+    };
+    let sections = match ::config::File::from_str(&text, FileFormat::Toml).collect() {
+        Ok(sections) => sections,
+        Err(error) => {
+            faults.push(SettingFault(format!("the settings file {origin} is not TOML: {}", without_source(&error))));
+            return layer;
+        }
+    };
+    for (section, value) in sorted(sections) {
+        let ValueKind::Table(entries) = value.kind else {
+            faults.push(not_in_a_section(&section, &origin));
+            continue;
+        };
+        if entries.is_empty() && !is_section(&section) {
+            faults.push(unknown(&section, &origin));
+        }
+        for (key, value) in sorted(entries) {
+            let key = format!("{section}.{key}");
+            match find(&key) {
+                Some(setting) => layer.set(setting, &origin, value.kind, faults),
+                None => faults.push(unknown(&key, &origin)),
+            }
+        }
+    }
+    layer
+}
+
+/// A parser's words about a file without the line that it shows: there may be a password in it.
+fn without_source(error: &ConfigError) -> String {
+    let text = match error {
+        ConfigError::FileParse { cause, .. } => cause.to_string(),
+        other => other.to_string(),
+    };
+    let is_source = |line: &&str| line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|');
+    text.lines().filter(|line| !is_source(line)).map(str::trim).collect::<Vec<_>>().join(": ")
+}
+
+fn environment_layer(environment: &[(OsString, OsString)], faults: &mut Vec<SettingFault>) -> Layer {
+    let mut layer = Layer::default();
+    let variables: BTreeMap<_, _> = environment.iter().map(|(name, value)| (name, value)).collect();
+    for (variable, value) in variables {
+        let Some(variable) = variable.to_str() else { continue };
+        let Some(name) = variable.strip_prefix(PREFIX) else {
+            if let Some(meant) = SETTINGS.iter().find(|s| variable_of(s.key).replace("__", "_") == variable) {
+                let meant = variable_of(meant.key);
+                faults.push(SettingFault(format!("unknown environment variable {variable}; did you mean {meant}?")));
+            }
+            continue;
+        };
+        let mut parts = name.splitn(3, "__");
+        let section = parts.next().unwrap_or_default().to_lowercase();
+        let key = parts.next().map(|key| format!("{section}.{}", key.to_lowercase())).unwrap_or(section);
+        let Some(text) = value.to_str() else {
+            faults.push(SettingFault(format!("`{key}` in {variable} is not UTF-8; give a text")));
+            continue;
+        };
+        match (find(&key), parts.next()) {
+            (Some(setting), entry) => set_text(&mut layer, setting, entry, variable, text, faults),
+            (None, None) => faults.push(unknown(&key, variable)),
+            (None, Some(rest)) => faults.push(unknown(&format!("{key}.{}", rest.to_lowercase()), variable)),
+        }
+    }
+    layer
+}
+
+fn override_layer(overrides: &[String], faults: &mut Vec<SettingFault>) -> Layer {
+    let mut layer = Layer::default();
+    for given in overrides {
+        let Some((name, text)) = given.split_once('=') else {
+            faults.push(SettingFault(format!("--set {given:?} has no `=`; give --set section.key=value")));
+            continue;
+        };
+        let mut parts = name.trim().splitn(3, '.');
+        let section = parts.next().unwrap_or_default().to_owned();
+        let key = parts.next().map(|key| format!("{section}.{key}")).unwrap_or(section);
+        match (find(&key), parts.next()) {
+            (Some(setting), entry) => set_text(&mut layer, setting, entry, "--set", text, faults),
+            (None, _) => faults.push(unknown(name.trim(), "--set")),
+        }
+    }
+    layer
+}
+
+/// Sets what a layer gives as text; `entry` is the name within a table.
+fn set_text(
+    layer: &mut Layer,
+    setting: &Setting,
+    entry: Option<&str>,
+    origin: &str,
+    text: &str,
+    faults: &mut Vec<SettingFault>,
+) {
+    let is_table = matches!(setting.kind, Kind::Environment);
+    match entry {
+        Some(entry) if is_table => {
+            let table = Map::from_iter([(entry.to_owned(), Value::new(None, text))]);
+            layer.set(setting, origin, ValueKind::Table(table), faults);
+        }
+        Some(entry) => faults.push(unknown(&format!("{}.{entry}", setting.key), origin)),
+        None if is_table => layer.set(setting, origin, text.into(), faults),
+        None => layer.set(setting, origin, setting.kind.from_text(text), faults),
+    }
+}
+
+fn sorted(table: Map<String, Value>) -> BTreeMap<String, Value> {
+    table.into_iter().collect()
+}
+
+fn sections() -> BTreeSet<&'static str> {
+    SETTINGS.iter().filter_map(|setting| setting.key.split('.').next()).collect()
+}
+
+fn is_section(name: &str) -> bool {
+    sections().contains(name)
+}
+
+fn not_in_a_section(key: &str, origin: &str) -> SettingFault {
+    if is_section(key) {
+        return SettingFault(format!("`{key}` in {origin} is a section; write its settings below [{key}]"));
+    }
+    unknown(key, origin)
+}
+
+fn unknown(key: &str, origin: &str) -> SettingFault {
+    let hint = nearest(key).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    SettingFault(format!("unknown setting `{key}` in {origin}{hint}"))
+}
+
+/// The known setting that `key` most likely stands for.
+fn nearest(key: &str) -> Option<&'static str> {
+    let leaf = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
+    let distance = |setting: &&Setting| strsim::damerau_levenshtein(&key.to_lowercase(), setting.key);
+    let same_leaf = SETTINGS.iter().filter(|setting| leaf(setting.key) == leaf(key)).min_by_key(distance);
+    if let Some(setting) = same_leaf {
+        return Some(setting.key);
+    }
+    let best = SETTINGS.iter().min_by_key(distance)?;
+    (distance(&best) <= (key.len() / 3).max(2)).then_some(best.key)
+}
+
+/// The environment variable of a setting.
+fn variable_of(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+fn read_bounded(path: &Path, limit: u64) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(limit + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > limit {
+        return Err(io::Error::other(format!("it has more than {limit} bytes")));
+    }
+    Ok(text)
+}
+
+fn read_password(path: &Path) -> io::Result<String> {
+    let text = read_bounded(path, LARGEST_PASSWORD_FILE)?;
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() {
+        return Err(io::Error::other("it is empty"));
+    }
+    Ok(password.to_owned())
+}
+
+/// The user and the password in an address, and where the password stands: `(user's end, authority's last '@')`.
+fn user_info(uri: &str) -> Option<(usize, Option<usize>, usize)> {
+    let start = uri.find("://")? + 3;
+    let end = uri[start..].find(['/', '?', '#']).map_or(uri.len(), |at| start + at);
+    let Some(at) = uri[start..end].rfind('@').map(|at| start + at) else {
+        return Some((start, None, start));
+    };
+    Some((start, uri[start..at].find(':').map(|colon| start + colon), at))
+}
+
+/// `uri` with another password; without a user it becomes the broker's default one.
+fn with_password(uri: &str, password: &str) -> String {
+    let Some((start, colon, at)) = user_info(uri) else { return uri.to_owned() };
+    let mut encoded = String::with_capacity(password.len() * 3);
+    for byte in password.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    let user = match &uri[start..colon.unwrap_or(at)] {
+        "" => "guest",
+        user => user,
+    };
+    let rest = uri[at..].strip_prefix('@').unwrap_or(&uri[at..]);
+    format!("{}{user}:{encoded}@{rest}", &uri[..start])
+}
+
+fn without_password(uri: &str) -> String {
+    match user_info(uri) {
+        Some((_, Some(colon), at)) => format!("{}:***{}", &uri[..colon], &uri[at..]),
+        _ => uri.to_owned(),
+    }
+}
+
+/// Whether a variable's name looks like that of a secret; what Spark itself keeps out of its logs, and passwords' and
+/// credentials' other names.
+fn looks_secret(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["secret", "passw", "token", "credential", "key", "auth"].iter().any(|word| name.contains(word))
+}
+
+// ----------------------------------------------------------------------------------------------------- what counts
+
+/// Reads the merged layers; what is not there or of another kind (which the layers have ruled out) is a fault.
+struct Reader<'a> {
+    merged: &'a ::config::Config,
+    faults: RefCell<Vec<SettingFault>>,
+    read: Cell<usize>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(merged: &'a ::config::Config) -> Self {
+        Self { merged, faults: RefCell::default(), read: Cell::new(0) }
+    }
+
+    fn value(&self, key: &str) -> Option<(&'static Setting, Value)> {
+        Some((find(key)?, self.merged.get::<Value>(key).ok()?))
+    }
+
+    fn take<T>(&self, key: &str, pick: impl FnOnce(Given) -> Option<T>) -> Option<T> {
+        self.read.set(self.read.get() + 1);
+        let judged = self.value(key).and_then(|(setting, value)| setting.kind.judge(&value.kind).ok());
+        let picked = judged.and_then(pick);
+        if picked.is_none() {
+            self.faults.borrow_mut().push(SettingFault(format!("`{key}` has no value of the right kind")));
+        }
+        picked
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.take(key, |given| if let Given::Text(text) = given { Some(text) } else { None }).unwrap_or_default()
+    }
+
+    fn texts(&self, key: &str) -> Vec<String> {
+        self.take(key, |given| if let Given::Texts(texts) = given { Some(texts) } else { None }).unwrap_or_default()
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        self.take(key, |given| if let Given::Path(path) = given { Some(path) } else { None }).flatten()
+    }
+
+    fn count(&self, key: &str) -> u64 {
+        let pick = |given| if let Given::Count(count) | Given::Size(count) = given { Some(count) } else { None };
+        self.take(key, pick).unwrap_or_default()
+    }
+
+    fn span(&self, key: &str) -> Duration {
+        self.take(key, |given| if let Given::Span(span) = given { Some(span) } else { None }).unwrap_or_default()
+    }
+
+    fn spans(&self, key: &str) -> Vec<Duration> {
+        self.take(key, |given| if let Given::Spans(spans) = given { Some(spans) } else { None }).unwrap_or_default()
+    }
+
+    fn environment(&self, key: &str) -> BTreeMap<String, Secret> {
+        let pick = |given| if let Given::Environment(table) = given { Some(table) } else { None };
+        let table = self.take(key, pick).unwrap_or_default();
+        table.into_iter().map(|(name, value)| (name, Secret(value))).collect()
+    }
+
+    fn effective(&self) -> Vec<Effective> {
+        let mut effective = Vec::with_capacity(SETTINGS.len());
+        for setting in SETTINGS {
+            let Some((_, value)) = self.value(setting.key) else { continue };
+            let source = value.origin().unwrap_or("default").to_owned();
+            let Ok(given) = setting.kind.judge(&value.kind) else { continue };
+            let key = setting.key.to_owned();
+            match (given, value.kind) {
+                (Given::Environment(table), ValueKind::Table(origins)) if !table.is_empty() => {
+                    for (name, value) in table {
+                        let source = origins.get(&name).and_then(|value| value.origin()).unwrap_or("default").to_owned();
+                        let value = if looks_secret(&name) { json!("***") } else { json!(value) };
+                        effective.push(Effective { key: format!("{key}.{name}"), value, source });
+                    }
+                }
+                (given, _) => effective.push(Effective { key, value: shown_json(setting.kind, &given), source }),
+            }
+        }
+        effective
+    }
+}
+
+fn shown_json(kind: Kind, given: &Given) -> Json {
+    match given {
+        Given::Text(text) if matches!(kind, Kind::Address) => json!(without_password(text)),
+        Given::Text(text) if text.is_empty() => Json::Null,
+        Given::Text(text) => json!(text),
+        Given::Path(path) => json!(path.as_ref().map(|path| path.display().to_string())),
+        Given::Count(count) => json!(count),
+        Given::Size(bytes) => json!(size_text(*bytes)),
+        Given::Span(span) => json!(duration_text(*span)),
+        Given::Spans(spans) => json!(spans.iter().copied().map(duration_text).collect::<Vec<_>>()),
+        Given::Texts(texts) => json!(texts),
+        Given::Environment(_) => Json::Null,
+    }
+}
+
+/// The reference of all settings, as Markdown.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = format!(
+        "# Settings\n\
+         \n\
+         This page is written by `spark-runtime config --reference`.\n\
+         \n\
+         A setting is looked up in four places; a later one wins over an earlier:\n\
+         \n\
+         1. the defaults below;\n\
+         2. a TOML file: the one that `--config FILE` names, else the one that the environment variable `{FILE_VARIABLE}` \
+         names, else `{DEFAULT_FILE}` if it is there;\n\
+         3. the environment: `broker.uri` is `{}`, and so on; lists are separated by commas;\n\
+         4. the command line: `--set broker.heartbeat=20s`, as often as needed; lists are separated by commas.\n\
+         \n\
+         What is not known here is refused in all of them. `spark-runtime config` shows the values that count and where \
+         each comes from.\n\
+         \n\
+         Durations are written `10s`, `2m` or `1h 30m`, sizes `64MiB` or `512KB`. In the file, settings stand below \
+         their section:\n\
+         \n\
+         ```toml\n\
+         [worker]\n\
+         max_running = 4\n\
+         \n\
+         [retry]\n\
+         delays = [\"5s\", \"30s\", \"2m\"]\n\
+         \n\
+         [spark.environment]\n\
+         HADOOP_CONF_DIR = \"/etc/hadoop/conf\"\n\
+         ```\n",
+        variable_of("broker.uri")
+    );
+    let mut section = "";
+    for setting in SETTINGS {
+        let its_section = setting.key.split('.').next().unwrap_or_default();
+        if its_section != section {
+            section = its_section;
+            text.push_str(&format!("\n## {section}\n"));
+        }
+        let default = if setting.default.is_empty() { "none".to_owned() } else { format!("`{}`", setting.default) };
+        let wanted = setting.kind.wanted();
+        text.push_str(&format!("\n### `{}`\n\n{}\n\nTakes {wanted}. Default: {default}.\n", setting.key, setting.doc));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_file(text: &str) -> Result<Settings, SettingsError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.toml");
+        std::fs::write(&path, text).unwrap();
+        Settings::load(&Sources { file: Some(path), ..Sources::default() })
+    }
+
+    fn of_environment(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let environment = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Settings::load(&Sources { environment, ..Sources::default() })
+    }
+
+    fn of_overrides(overrides: &[&str]) -> Result<Settings, SettingsError> {
+        let overrides = overrides.iter().map(|text| (*text).to_owned()).collect();
+        Settings::load(&Sources { overrides, ..Sources::default() })
+    }
+
+    /// The faults, with the folder of the file left out.
+    fn faults(loaded: Result<Settings, SettingsError>) -> Vec<String> {
+        let Err(SettingsError::Faults(faults)) = loaded else { panic!("no faults: {loaded:?}") };
+        let without_folder = |fault: &SettingFault| {
+            let words = fault.0.split(' ');
+            words.map(|word| word.find("/x.toml").map_or(word, |at| &word[at..])).collect::<Vec<_>>().join(" ")
+        };
+        faults.iter().map(without_folder).collect()
+    }
+
+    #[test]
+    fn every_setting_has_a_valid_default_and_is_read() {
+        let layer = defaults();
+        for setting in SETTINGS {
+            let judged = setting.kind.judge(&layer.values[setting.key].kind);
+            assert!(judged.is_ok(), "{}: {judged:?}", setting.key);
+            assert!(setting.doc.ends_with('.'), "{}", setting.key);
+        }
+        let merged = ::config::Config::builder().add_source(layer).build().unwrap();
+        let reader = Reader::new(&merged);
+        Settings::read(&reader).unwrap();
+        assert_eq!(reader.read.get(), SETTINGS.len(), "a setting is in the table and not in Settings");
+        let keys: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+        assert_eq!(keys.len(), SETTINGS.len());
+    }
+
+    #[test]
+    fn the_defaults_are_what_the_reference_says() {
+        let settings = Settings::load(&Sources::default()).unwrap();
+        assert_eq!(settings.broker.heartbeat, Duration::from_secs(10));
+        assert_eq!(settings.job.run_timeout, Duration::from_secs(24 * 3600));
+        assert_eq!(settings.job.max_size, 16 << 20);
+        assert_eq!(settings.log.tail, 8 << 10);
+        assert_eq!(settings.retry.delays, [5, 30, 120].map(Duration::from_secs));
+        assert_eq!(settings.job.keep, Keep::Failed);
+        assert_eq!(settings.spark.home, None);
+        assert_eq!(settings.job.directory, PathBuf::from(format!("/tmp/spark-runtime-{}", nix::unistd::getuid())));
+        assert!(settings.worker.max_running >= 1);
+        for shown in settings.effective() {
+            assert_eq!(shown.source, "default");
+        }
+    }
+
+    #[test]
+    fn a_later_layer_wins_over_an_earlier_one_and_each_value_knows_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.toml");
+        std::fs::write(&path, "[worker]\nname = 'file'\nmax_running = 7\n[retry]\ndelays = ['1s']\nmax_attempts = 2\n[spark.environment]\nA = 'file'\nB = 'file'\n").unwrap();
+        let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let settings = Settings::load(&Sources {
+            file: Some(path.clone()),
+            environment: vec![
+                variable("SPARK_RUNTIME__WORKER__NAME", "environment"),
+                variable("SPARK_RUNTIME__RETRY__DELAYS", "2s, 3s"),
+                variable("SPARK_RUNTIME__SPARK__ENVIRONMENT__B", "environment"),
+                variable("SPARK_RUNTIME__SPARK__ENVIRONMENT__Mixed_Case__x", "environment"),
+                variable("HOME", "/root"),
+                variable("SPARK_RUNTIME_CACHE", "is no setting"),
+            ],
+            overrides: vec!["worker.name=flag".into(), "worker.name=later".into(), "spark.environment.C.d=1=2".into()],
+            ..Sources::default()
+        })
+        .unwrap();
+        assert_eq!(settings.worker.name, "later");
+        assert_eq!(settings.worker.max_running, 7);
+        assert_eq!(settings.retry.max_attempts, 2);
+        assert_eq!(settings.retry.delays, [2, 3].map(Duration::from_secs));
+        let environment: Vec<_> = settings.spark.environment.iter().map(|(k, v)| (k.as_str(), v.expose())).collect();
+        assert_eq!(environment, [("A", "file"), ("B", "environment"), ("C.d", "1=2"), ("Mixed_Case__x", "environment")]);
+        let source = |key: &str| settings.effective().iter().find(|e| e.key == key).unwrap().source.clone();
+        assert_eq!(source("worker.name"), "--set");
+        assert_eq!(source("worker.max_running"), path.display().to_string());
+        assert_eq!(source("retry.delays"), "SPARK_RUNTIME__RETRY__DELAYS");
+        assert_eq!(source("log.tail"), "default");
+        assert_eq!(source("spark.environment.A"), path.display().to_string());
+        assert_eq!(source("spark.environment.B"), "SPARK_RUNTIME__SPARK__ENVIRONMENT__B");
+    }
+
+    #[test]
+    fn all_faults_of_a_file_are_told_at_once_with_what_is_wanted() {
+        let text = r#"
+            stray = 1
+            broker = "x"
+            [retry]
+            max_atempts = 3
+            max_attempts = 0
+            delays = []
+            [retyr]
+            [worker]
+            max_attempts = 1
+            max_running = "4"
+            watchdog = 60
+            name = "a b"
+            [job]
+            keep = "sometimes"
+            run_timeout = "-1s"
+            kill_grace = "soon"
+            max_size = "big"
+            inline_output = -1
+            [spark]
+            pass_environment = ["OK", "SPARK_RUNTIME__BROKER__URI"]
+            environment = { "A=B" = "x" }
+            submit = true
+            [log]
+            limit = 1
+            [[log.tail]]
+        "#;
+        insta::assert_snapshot!(faults(of_file(text)).join("\n"), @"");
+    }
+
+    #[test]
+    fn all_faults_of_the_environment_and_the_command_line_are_told_at_once() {
+        let environment = [
+            ("SPARK_RUNTIME__RETRY__MAX_ATEMPTS", "3"),
+            ("SPARK_RUNTIME__JOB__RUN_TIMEOUT", "abc"),
+            ("SPARK_RUNTIME__JOB__KEEP__X", "always"),
+            ("SPARK_RUNTIME__RETRY__DELAYS", "5s,,x"),
+            ("SPARK_RUNTIME__WORKER__MAX_RUNNING", "many"),
+            ("SPARK_RUNTIME__WORKER__MAX_SUBMITS", ""),
+            ("SPARK_RUNTIME__NONSENSE", ""),
+            ("SPARK_RUNTIME__SPARK__ENVIRONMENT", "A=1"),
+            ("SPARK_RUNTIME_BROKER_URI", "amqp://host"),
+        ];
+        insta::assert_snapshot!(faults(of_environment(&environment)).join("\n"), @"");
+        insta::assert_snapshot!(faults(of_overrides(&["worker", "wroker.name=x", "job.keep.x=1", "retry.delays="])).join("\n"), @"");
+    }
+
+    #[test]
+    fn a_file_that_is_named_has_to_be_there_and_the_usual_one_may_be_missing() {
+        let missing = PathBuf::from("/nowhere/x.toml");
+        let named = Settings::load(&Sources { file: Some(missing.clone()), ..Sources::default() });
+        insta::assert_snapshot!(faults(named).join("\n"), @"");
+        Settings::load(&Sources { fallback_file: Some(missing), ..Sources::default() }).unwrap();
+        let endless = Settings::load(&Sources { file: Some("/dev/zero".into()), ..Sources::default() });
+        insta::assert_snapshot!(faults(endless).join("\n"), @"");
+    }
+
+    #[test]
+    fn no_fault_and_no_listing_shows_a_secret() {
+        for text in [
+            "[broker]\nuri = \"amqp://user:s3cret@host",
+            "[broker]\nuri = amqp://user:s3cret@host",
+            "[broker]\nuri = \"amqp://user:s3cret@ho st:port\"",
+            "[broker]\nuri = [\"amqp://user:s3cret@host\"]",
+            "[broker]\nuri = \"s3cret\"",
+            "[spark.environment]\nPASSWORD = [\"s3cret\"]",
+            "[spark]\nenvironment = \"s3cret\"",
+        ] {
+            let error = of_file(text).unwrap_err();
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+        }
+        let text = "[broker]\nuri = \"amqp://user:s3cret@host/%2f?heartbeat=5\"\n[spark.environment]\nAWS_SECRET_ACCESS_KEY = \"s3cret\"\nHADOOP_CONF_DIR = \"/etc/hadoop\"\n";
+        let settings = of_file(text).unwrap();
+        assert!(!format!("{settings:?}").contains("s3cret"), "{settings:?}");
+        let shown = |key: &str| settings.effective().iter().find(|e| e.key == key).unwrap().value.clone();
+        assert_eq!(shown("broker.uri"), json!("amqp://user:***@host/%2f?heartbeat=5"));
+        assert_eq!(shown("spark.environment.AWS_SECRET_ACCESS_KEY"), json!("***"));
+        assert_eq!(shown("spark.environment.HADOOP_CONF_DIR"), json!("/etc/hadoop"));
+        assert_eq!(settings.spark.environment["AWS_SECRET_ACCESS_KEY"].expose(), "s3cret");
+    }
+
+    #[test]
+    fn the_password_file_takes_the_place_of_the_password_in_the_address() {
+        assert_eq!(with_password("amqp://u:old@h:1/%2f", "p@:/#%ü"), "amqp://u:p%40%3A%2F%23%25%C3%BC@h:1/%2f");
+        assert_eq!(with_password("amqp://u@h", "p"), "amqp://u:p@h");
+        assert_eq!(with_password("amqp://h:1/v", "p"), "amqp://guest:p@h:1/v");
+        assert_eq!(with_password("amqps://h?x=a@b", "p"), "amqps://guest:p@h?x=a@b");
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        let file = format!("broker.password_file={}", path.display());
+        let settings = of_overrides(&["broker.uri=amqp://u:old@h:1/%2f", &file]).unwrap();
+        let error = settings.endpoint().unwrap_err().to_string();
+        assert!(error.starts_with("the password file ") && error.contains("cannot be read"), "{error}");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(settings.endpoint().unwrap_err().to_string().ends_with("it is empty"));
+        std::fs::write(&path, "s3cret/\n").unwrap();
+        assert_eq!(settings.endpoint().unwrap().to_string(), "amqp://u@h:1/%2f");
+    }
+
+    #[test]
+    fn paths_are_made_absolute_and_a_bare_program_is_left_to_the_path() {
+        let settings = of_overrides(&["job.directory=attempts", "spark.python=python3", "spark.policy="]).unwrap();
+        assert_eq!(settings.job.directory, std::env::current_dir().unwrap().join("attempts"));
+        assert_eq!(settings.spark.python, Some("python3".into()));
+        assert_eq!(settings.spark.policy, None);
+        let settings = of_overrides(&["spark.python=bin/python3"]).unwrap();
+        assert_eq!(settings.spark.python, Some(std::env::current_dir().unwrap().join("bin/python3")));
+    }
+
+    #[test]
+    fn what_is_shown_of_a_value_reads_back_as_that_value() {
+        for duration in ["10s", "2m", "24h", "1h 30m", "250ms"] {
+            let parsed: SignedDuration = duration.parse().unwrap();
+            assert_eq!(duration_text(parsed.try_into().unwrap()), duration);
+        }
+        for size in ["64MiB", "8KiB", "1GiB", "1500B", "0B"] {
+            assert_eq!(size_text(size.parse::<ByteSize>().unwrap().as_u64()), size);
+        }
+    }
+}

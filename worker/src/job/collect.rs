@@ -1,0 +1,433 @@
+//! Collecting: what an application that is over left behind, and what that says about the job.
+//!
+//! [`judge`] is the one place that decides whether a result is true: the driver's last word and the end of its
+//! processes have to agree.
+//!
+//! This module must not publish anything, nor decide whether there is another attempt.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use spark_runtime_protocol::asset::{AssetType, StagedPath};
+use spark_runtime_protocol::event::{Failure, FailureClass};
+use spark_runtime_protocol::job::Job;
+use spark_runtime_protocol::json::Fault;
+
+use super::stage::Staged;
+use super::submit::{plain, stopped};
+use super::track::{Cut, Tracked};
+use super::{Completion, Context, Course, End, StopReason, in_words, kept_directory};
+use crate::config::Keep;
+use crate::spark::Ending;
+use crate::spark::client_mode::{STANDARD_ERROR, STANDARD_OUTPUT};
+use crate::spark::guard::ExitStatus;
+use crate::spark::report::{FailureKind, Word};
+
+/// Reads what the application left and judges how the attempt ended.
+pub async fn collect(context: &Context, job: Job, staged: &Staged, tracked: Tracked, course: &mut Course) -> End {
+    let limits = Limits {
+        submit_timeout: in_words(context.settings.job.submit_timeout),
+        run_timeout: in_words(context.settings.job.run_timeout),
+    };
+    match judge(tracked, &job, &limits) {
+        Verdict::Completed(results) => {
+            let working_directory = staged.working_directory.clone();
+            let kept = kept_directory(context, &staged.directory);
+            let inline = context.settings.job.inline_output;
+            let outputs = tokio::task::spawn_blocking(move || outputs(&job, &working_directory, kept, inline)).await;
+            match outputs {
+                Ok(outputs) => {
+                    course.keep_directory = outputs.left_on_disk;
+                    let (output_data, complaints) = (outputs.output_data, outputs.complaints);
+                    End::Completed(Box::new(Completion { results, output_data, complaints }))
+                }
+                Err(error) => super::submit::broken(&format!("reading the outputs was cut short: {error}")),
+            }
+        }
+        Verdict::Failed { mut failure, may_pass } => {
+            let tail = context.settings.log.tail;
+            let logs = [STANDARD_ERROR, STANDARD_OUTPUT].map(|name| staged.directory.join(name));
+            let found = tokio::task::spawn_blocking(move || {
+                logs.iter().map(|log| log_tail(log, tail)).find(|tail| !tail.is_empty())
+            });
+            failure.log_tail = found.await.ok().flatten();
+            if context.settings.job.keep != Keep::Never
+                && let Some(kept) = kept_directory(context, &staged.directory)
+            {
+                failure.log = Some(format!("{}:{}", host(), kept.join(STANDARD_ERROR).display()));
+            }
+            End::Failed { failure, may_pass }
+        }
+        Verdict::Rejected(faults) => End::Rejected(faults),
+        Verdict::Stopped(reason) => stopped(reason),
+    }
+}
+
+/// What the end of an application says about the attempt.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Completed(Option<Value>),
+    Failed { failure: Box<Failure>, may_pass: bool },
+    Rejected(Vec<Fault>),
+    Stopped(StopReason),
+}
+
+/// The settings that a failure's words name.
+struct Limits {
+    submit_timeout: String,
+    run_timeout: String,
+}
+
+fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
+    let Tracked { mut ending, cut } = tracked;
+    let (exit_code, signal) = match ending.exit.status {
+        ExitStatus::Code(code) => (Some(code), None),
+        ExitStatus::Signal(signal) => (None, Some(signal)),
+        ExitStatus::Lost => (None, None),
+    };
+    let failed = |class: FailureClass, message: String, may_pass: bool| {
+        let mut failure = plain(class, message);
+        (failure.exit_code, failure.signal) = (exit_code, signal);
+        Verdict::Failed { failure: Box::new(failure), may_pass }
+    };
+    if let Some(Cut::Stopped(StopReason::DeliveryLost)) = cut {
+        return Verdict::Stopped(StopReason::DeliveryLost);
+    }
+    match ending.report.take() {
+        // Only both together are a success; it counts even when the end was asked for in the same moment.
+        Some(Word::Completed { results }) if exit_code == Some(0) => return Verdict::Completed(results),
+        Some(Word::Failed { kind, exception, functions }) if cut.is_none() => {
+            return raised(kind, exception, &functions, &ending, job, exit_code);
+        }
+        Some(Word::Completed { .. }) if cut.is_none() => {
+            let message = format!(
+                "the function ran to its end, but then the driver {}; its outputs may not be whole",
+                how_it_ended(&ending)
+            );
+            return failed(FailureClass::Killed, message, false);
+        }
+        _ => {}
+    }
+    match cut {
+        Some(Cut::Stopped(reason)) => return Verdict::Stopped(reason),
+        Some(Cut::RunDeadline) => {
+            let message = format!("the job ran longer than {} (job.run_timeout) and was ended", limits.run_timeout);
+            return failed(FailureClass::Timeout, message, false);
+        }
+        Some(Cut::SubmitDeadline) => {
+            let message =
+                format!("spark-submit did not start the driver within {} (job.submit_timeout)", limits.submit_timeout);
+            return failed(FailureClass::Submit, message, true);
+        }
+        None => {}
+    }
+    if ending.exit.fenced {
+        let message = "the worker did not answer its guard in time, and the guard ended the job";
+        return failed(FailureClass::Infrastructure, message.to_owned(), true);
+    }
+    if ending.exit.status == ExitStatus::Lost {
+        let message = "the guard that ran spark-submit was killed, and the job with it";
+        return failed(FailureClass::Infrastructure, message.to_owned(), true);
+    }
+    let killed = killing_signal(&ending);
+    if ending.exit.oom_killed && killed == Some(libc::SIGKILL) {
+        let message = format!(
+            "the kernel ended the job for lack of memory (it used up to {} MiB); ask for less, or run it on a larger machine",
+            ending.exit.peak_memory >> 20
+        );
+        return failed(FailureClass::Killed, message, false);
+    }
+    if let Some(unreadable) = &ending.unreadable {
+        let message = format!("the driver's report could not be read: {unreadable}");
+        return failed(FailureClass::Infrastructure, message, true);
+    }
+    if killed.is_some() {
+        let message = format!("the driver {}, and not by this worker", how_it_ended(&ending));
+        return failed(FailureClass::Killed, message, false);
+    }
+    if ending.started {
+        let message = format!(
+            "the driver {} before the function returned, without a Python exception; look for os._exit or a crash of native code",
+            how_it_ended(&ending)
+        );
+        return failed(FailureClass::Model, message, false);
+    }
+    let message = format!("spark-submit {} before the driver was there; see the log", how_it_ended(&ending));
+    failed(FailureClass::Submit, message, true)
+}
+
+/// What the driver's own word for a failure says.
+fn raised(
+    kind: FailureKind,
+    exception: spark_runtime_protocol::event::ModelException,
+    functions: &[String],
+    ending: &Ending,
+    job: &Job,
+    exit_code: Option<i32>,
+) -> Verdict {
+    match kind {
+        FailureKind::Contract => {
+            let at = format!("{}/sourceCode", job.primary_pointer());
+            let mut message = exception.message;
+            if !functions.is_empty() && !message.contains(functions[0].as_str()) {
+                message = format!("{message}; it has {}", functions.join(", "));
+            }
+            Verdict::Rejected(vec![Fault::new(at, message)])
+        }
+        FailureKind::Model => {
+            let mut message = match &exception.message {
+                text if text.is_empty() => format!("the model raised {}", exception.exception_type),
+                text => format!("the model raised {}: {}", exception.exception_type, first_line(text)),
+            };
+            if ending.exit.oom_killed {
+                message.push_str("; meanwhile the kernel ended a process for lack of memory");
+            }
+            let mut failure = plain(FailureClass::Model, message);
+            failure.exception = Some(exception);
+            failure.exit_code = exit_code;
+            Verdict::Failed { failure: Box::new(failure), may_pass: false }
+        }
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(500).collect()
+}
+
+/// The signal that ended the driver: by its own status, or by the exit code by which a shell or the JVM hands it on.
+fn killing_signal(ending: &Ending) -> Option<i32> {
+    match ending.exit.status {
+        ExitStatus::Signal(signal) => Some(signal),
+        ExitStatus::Code(code) if [libc::SIGKILL, libc::SIGTERM].contains(&(code - 128)) => Some(code - 128),
+        ExitStatus::Code(_) | ExitStatus::Lost => None,
+    }
+}
+
+fn how_it_ended(ending: &Ending) -> String {
+    let named = |signal: i32| match nix::sys::signal::Signal::try_from(signal) {
+        Ok(name) => format!("was ended by signal {signal} ({name})"),
+        Err(_) => format!("was ended by signal {signal}"),
+    };
+    match (killing_signal(ending), ending.exit.status) {
+        (Some(signal), _) => named(signal),
+        (None, ExitStatus::Code(code)) => format!("ended with exit code {code}"),
+        (None, _) => "was lost".to_owned(),
+    }
+}
+
+/// The outputs of a job whose function ran to its end.
+struct Outputs {
+    output_data: Value,
+    complaints: Vec<String>,
+    left_on_disk: bool,
+}
+
+fn outputs(job: &Job, working_directory: &Path, kept: Option<PathBuf>, inline: u64) -> Outputs {
+    let mut entries = job.outputs().to_vec();
+    let mut complaints = Vec::new();
+    let mut left_on_disk = false;
+    for entry in entries.iter_mut().filter(|entry| AssetType::of(entry) == Some(AssetType::File)) {
+        let name = ["filename", "name"].iter().find_map(|key| entry.get(*key)?.as_str()).unwrap_or_default().to_owned();
+        let Ok(path) = StagedPath::new(&name) else { continue };
+        let Some(object) = entry.as_object_mut() else { continue };
+        match read_output(&working_directory.join(path.as_str()), inline) {
+            Ok((size, Some(content))) => {
+                object.insert("fileContent".to_owned(), Value::String(content));
+                object.insert("fileSize".to_owned(), size.into());
+            }
+            Ok((size, None)) => {
+                left_on_disk = true;
+                object.insert("fileSize".to_owned(), size.into());
+                if let Some(kept) = &kept {
+                    let place = kept.join("work").join(path.as_str());
+                    object.insert("fileLocation".to_owned(), format!("{}:{}", host(), place.display()).into());
+                }
+            }
+            Err(error) => {
+                object.insert("fileSize".to_owned(), 0.into());
+                complaints.push(match error.kind() {
+                    io::ErrorKind::NotFound => format!("the model did not write its output {name:?}"),
+                    _ => format!("the output {name:?} could not be read: {error}"),
+                });
+            }
+        }
+    }
+    Outputs { output_data: Value::Array(entries), complaints, left_on_disk }
+}
+
+/// A file's size, and its content in base64 when it has at most `inline` bytes.
+fn read_output(path: &Path, inline: u64) -> io::Result<(u64, Option<String>)> {
+    // A model must not make the worker read what it should not, nor wait for ever: no links, no pipes.
+    let mut file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a plain file"));
+    }
+    if metadata.len() > inline {
+        return Ok((metadata.len(), None));
+    }
+    let mut content = Vec::new();
+    file.by_ref().take(inline).read_to_end(&mut content)?;
+    Ok((content.len() as u64, Some(STANDARD.encode(&content))))
+}
+
+/// The last `most` bytes of a log, from a line's start where there is one.
+fn log_tail(path: &Path, most: u64) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+        let mut tail = Vec::new();
+        file.take(most).read_to_end(&mut tail)?;
+        if length > most
+            && let Some(end) = tail.iter().position(|byte| *byte == b'\n')
+            && end + 1 < tail.len()
+        {
+            tail.drain(..=end);
+        }
+        Ok(tail)
+    };
+    read().map(|tail| String::from_utf8_lossy(&tail).into_owned()).unwrap_or_default()
+}
+
+/// This machine's name.
+#[must_use]
+pub fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spark::guard::Exit;
+    use serde_json::json;
+    use spark_runtime_protocol::event::ModelException;
+    use std::time::Duration;
+
+    fn job(outputs: Value) -> Job {
+        let document = json!({
+            "id": "j", "jobType": "MODEL_BATCH_JOB", "outputData": outputs,
+            "model": {"storedModel": {"modelAssets": [
+                {"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": "x"}]}}
+        });
+        Job::read(document.to_string().as_bytes(), None).unwrap()
+    }
+
+    fn ending(report: Option<Word>, started: bool, status: ExitStatus) -> Ending {
+        let exit = Exit {
+            status,
+            by_us: false,
+            fenced: false,
+            processor_time: Duration::ZERO,
+            peak_memory: 3 << 20,
+            leftovers: 0,
+            oom_killed: false,
+        };
+        Ending { report, started, unreadable: None, exit }
+    }
+
+    fn verdict(ending: Ending, cut: Option<Cut>) -> Verdict {
+        let limits = Limits { submit_timeout: "5 min".into(), run_timeout: "24 h".into() };
+        judge(Tracked { ending, cut }, &job(json!([])), &limits)
+    }
+
+    fn failure(ending: Ending, cut: Option<Cut>) -> (FailureClass, String, bool) {
+        match verdict(ending, cut) {
+            Verdict::Failed { failure, may_pass } => (failure.class, failure.message, may_pass),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn completed() -> Option<Word> {
+        Some(Word::Completed { results: Some(json!({"auc": 1})) })
+    }
+
+    #[test]
+    fn a_result_is_true_only_when_report_and_exit_code_agree() {
+        assert_eq!(verdict(ending(completed(), true, ExitStatus::Code(0)), None), Verdict::Completed(Some(json!({"auc": 1}))));
+        let (class, message, _) = failure(ending(completed(), true, ExitStatus::Code(1)), None);
+        assert_eq!(class, FailureClass::Killed);
+        assert!(message.contains("its outputs may not be whole"), "{message}");
+        let (class, message, may_pass) = failure(ending(None, false, ExitStatus::Code(0)), None);
+        assert_eq!((class, may_pass), (FailureClass::Submit, true));
+        assert_eq!(message, "spark-submit ended with exit code 0 before the driver was there; see the log");
+        let (class, message, _) = failure(ending(None, true, ExitStatus::Code(0)), None);
+        assert_eq!(class, FailureClass::Model);
+        assert!(message.contains("before the function returned"), "{message}");
+    }
+
+    #[test]
+    fn who_ended_the_processes_is_told_apart() {
+        let (class, message, may_pass) = failure(ending(None, true, ExitStatus::Code(137)), None);
+        assert_eq!((class, may_pass), (FailureClass::Killed, false));
+        assert_eq!(message, "the driver was ended by signal 9 (SIGKILL), and not by this worker");
+        let mut starved = ending(None, true, ExitStatus::Signal(9));
+        starved.exit.oom_killed = true;
+        assert!(failure(starved, None).1.starts_with("the kernel ended the job for lack of memory (it used up to 3 MiB)"));
+        let lost = failure(ending(None, true, ExitStatus::Lost), None);
+        assert_eq!((lost.0, lost.2), (FailureClass::Infrastructure, true));
+    }
+
+    #[test]
+    fn deadlines_and_stops_say_so_unless_the_job_was_done_already() {
+        let late = failure(ending(None, true, ExitStatus::Signal(15)), Some(Cut::RunDeadline));
+        assert_eq!((late.0, late.2), (FailureClass::Timeout, false));
+        let hung = failure(ending(None, false, ExitStatus::Signal(9)), Some(Cut::SubmitDeadline));
+        assert_eq!((hung.0, hung.2), (FailureClass::Submit, true));
+        let stopped = |report, reason| verdict(ending(report, true, ExitStatus::Code(0)), Some(Cut::Stopped(reason)));
+        assert!(matches!(stopped(completed(), StopReason::GiveBack), Verdict::Completed(_)));
+        assert_eq!(stopped(None, StopReason::Cancel), Verdict::Stopped(StopReason::Cancel));
+        // Who has lost a job says nothing about it, not even that it is done.
+        assert_eq!(stopped(completed(), StopReason::DeliveryLost), Verdict::Stopped(StopReason::DeliveryLost));
+    }
+
+    #[test]
+    fn what_the_source_does_not_have_is_the_jobs_fault_and_not_the_models() {
+        let exception =
+            ModelException { exception_type: "X".into(), message: "no score".into(), traceback: None, frame: None };
+        let report = |kind| Some(Word::Failed { kind, exception: exception.clone(), functions: vec!["a".into()] });
+        let contract = verdict(ending(report(FailureKind::Contract), true, ExitStatus::Code(1)), None);
+        assert!(matches!(&contract, Verdict::Rejected(faults) if faults[0].message == "no score; it has a"), "{contract:?}");
+        assert_eq!(failure(ending(report(FailureKind::Model), true, ExitStatus::Code(1)), None).0, FailureClass::Model);
+    }
+
+    #[test]
+    fn file_outputs_come_back_with_content_and_true_size() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("small.txt"), "hi").unwrap();
+        std::fs::write(place.path().join("large.txt"), "x".repeat(100)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", place.path().join("link.txt")).unwrap();
+        let file = |name: &str| json!({"assetType": "FILE", "filename": name, "fileSize": 7, "odd": null});
+        let job = job(json!([
+            file("small.txt"), {"assetType": "EXTERNAL_FILE", "fileUrl": "/o"}, file("large.txt"), file("link.txt"), file("none.txt")
+        ]));
+        let outputs = outputs(&job, place.path(), Some("/kept/a".into()), 10);
+        let entries = outputs.output_data.as_array().unwrap();
+        assert_eq!(entries[0]["fileContent"], "aGk=");
+        assert_eq!(entries[0]["fileSize"], 2);
+        assert_eq!(entries[1], json!({"assetType": "EXTERNAL_FILE", "fileUrl": "/o"}));
+        assert!(entries[2].get("fileContent").is_none());
+        assert_eq!(entries[2]["fileSize"], 100);
+        assert!(entries[2]["fileLocation"].as_str().unwrap().ends_with(":/kept/a/work/large.txt"));
+        assert_eq!(entries[4]["fileSize"], 0);
+        assert!(outputs.left_on_disk);
+        assert_eq!(outputs.complaints.len(), 2, "{:?}", outputs.complaints);
+        assert_eq!(outputs.complaints[1], "the model did not write its output \"none.txt\"");
+    }
+
+    #[test]
+    fn the_end_of_a_log_starts_with_a_whole_line() {
+        let place = tempfile::tempdir().unwrap();
+        let log = place.path().join("l");
+        std::fs::write(&log, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(log_tail(&log, 8), "three\n");
+        assert_eq!(log_tail(&log, 100), "one\ntwo\nthree\n");
+        assert_eq!(log_tail(&place.path().join("none"), 8), "");
+    }
+}

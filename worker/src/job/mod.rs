@@ -1,0 +1,368 @@
+//! The life of a job: claim, (check,) stage, submit, track, collect, settle.
+//!
+//! [`run`] takes one attempt from the staged files to its end and knows no broker; [`settle`] turns that end into what
+//! is published. `spark-runtime run` and a worker differ only in where the events go.
+//!
+//! This module must not know AMQP: what it needs of the broker are [`Announce`] and the verbs of `broker::publisher`.
+
+pub mod check;
+pub mod claim;
+pub mod collect;
+pub mod literal;
+pub mod settle;
+pub mod source;
+pub mod stage;
+pub mod submit;
+pub mod track;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use spark_runtime_protocol::event::{
+    Event, EventData, EventKind, Failure, JobResult, Phases, Resources, TraceContext,
+};
+use spark_runtime_protocol::job::{Job, JobId, JobType};
+use spark_runtime_protocol::json::Fault;
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Settings;
+use crate::spark::{Awaited, Backend};
+use check::Judge;
+
+/// What every attempt of a worker shares.
+pub struct Context {
+    /// The worker's settings.
+    pub settings: Settings,
+    /// Judges jobs.
+    pub judge: Judge,
+    /// Runs them.
+    pub backend: Arc<dyn Backend>,
+    /// One permit for each spark-submit that may be starting at a time.
+    pub submits: Semaphore,
+    /// This worker instance, as events name it.
+    pub worker: String,
+    /// The folder in which attempts of this worker get their directories.
+    pub directory: PathBuf,
+    /// Where events go.
+    pub announce: Arc<dyn Announce>,
+}
+
+/// Where events go.
+pub trait Announce: Send + Sync {
+    /// Hands an event on its way; events of one job arrive in the order in which they were handed over.
+    fn announce(&self, kind: EventKind, event: Event);
+
+    /// Hands an event on its way and waits until it has arrived for good.
+    fn announce_and_wait(&self, kind: EventKind, event: Event) -> Awaited<'_, ()>;
+}
+
+/// What is known of an attempt from the message that brought it.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The job.
+    pub job: JobId,
+    /// Its type, once it is known.
+    pub job_type: Option<JobType>,
+    /// Counts the times that the job was started, this one included.
+    pub attempt: u32,
+    /// The worker.
+    pub worker: String,
+    /// Echoed in events.
+    pub correlation_id: Option<String>,
+    /// Handed on in events.
+    pub trace: TraceContext,
+    /// When this worker took it.
+    pub taken: Timestamp,
+}
+
+impl Claim {
+    /// An event of this attempt; `fill` sets what is particular to it.
+    pub fn event(&self, kind: EventKind, fill: impl FnOnce(&mut EventData)) -> Event {
+        let mut data = EventData::new(kind, &self.job, self.job_type, self.attempt, &self.worker);
+        data.correlation_id.clone_from(&self.correlation_id);
+        fill(&mut data);
+        Event::new(kind, &self.worker, &self.trace, data)
+    }
+}
+
+/// Why an attempt is to end before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StopReason {
+    /// Somebody asked for the job's end.
+    Cancel,
+    /// The worker is leaving; the job goes back to the queue.
+    GiveBack,
+    /// The worker is leaving at once.
+    GiveBackNow,
+    /// The broker has given the job to somebody else, or will: nothing of it may go on here.
+    DeliveryLost,
+}
+
+/// Tells an attempt to stop; the strongest reason that was given counts.
+#[derive(Debug, Clone)]
+pub struct Stop(watch::Receiver<Option<StopReason>>);
+
+/// The other end of a [`Stop`].
+#[derive(Debug)]
+pub struct Stopper(watch::Sender<Option<StopReason>>);
+
+impl Stopper {
+    /// A stopper and what it stops.
+    #[must_use]
+    pub fn new() -> (Self, Stop) {
+        let (sender, receiver) = watch::channel(None);
+        (Self(sender), Stop(receiver))
+    }
+
+    /// Asks for the end. A weaker reason than one given before changes nothing.
+    pub fn stop(&self, reason: StopReason) {
+        self.0.send_if_modified(|current| {
+            let stronger = current.is_none_or(|current| current < reason);
+            if stronger {
+                *current = Some(reason);
+            }
+            stronger
+        });
+    }
+}
+
+impl Stop {
+    /// The reason to stop, when there is one.
+    #[must_use]
+    pub fn reason(&self) -> Option<StopReason> {
+        *self.0.borrow()
+    }
+
+    /// Waits for a reason that is stronger than `than`; for ever when none can come.
+    pub async fn stronger(&mut self, than: Option<StopReason>) -> StopReason {
+        let wanted = |reason: &Option<StopReason>| *reason > than;
+        let found = self.0.wait_for(wanted).await.ok().and_then(|reason| *reason);
+        match found {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum End {
+    /// The function ran to its end.
+    Completed(Box<Completion>),
+    /// It did not.
+    Failed {
+        /// Why.
+        failure: Box<Failure>,
+        /// Whether another attempt may fare better.
+        may_pass: bool,
+    },
+    /// The job cannot be run as it is.
+    Rejected(Vec<Fault>),
+    /// Stopped on request.
+    Cancelled,
+    /// Stopped because the worker leaves.
+    GivenBack,
+    /// Somebody else has the job now: nothing may be said about it.
+    Abandoned,
+}
+
+/// What a function that ran to its end left.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    /// What the metrics function gave.
+    pub results: Option<Value>,
+    /// The job's outputs, FILE entries filled.
+    pub output_data: Value,
+    /// What is wrong with the outputs, if anything.
+    pub complaints: Vec<String>,
+}
+
+impl Completion {
+    /// ModelOp's word for it.
+    #[must_use]
+    pub fn job_result(&self) -> JobResult {
+        if self.complaints.is_empty() { JobResult::Success } else { JobResult::Failure }
+    }
+}
+
+/// What an attempt went through.
+#[derive(Debug, Default)]
+pub struct Course {
+    /// How long each phase took.
+    pub phases: Phases,
+    /// When the model started.
+    pub running_since: Option<Timestamp>,
+    /// What its processes used.
+    pub resources: Option<Resources>,
+    /// Its directory, once there is one.
+    pub directory: Option<PathBuf>,
+    /// The directory holds outputs that the events only name.
+    pub keep_directory: bool,
+}
+
+/// One attempt, over.
+#[derive(Debug)]
+pub struct Attempt {
+    /// How it ended.
+    pub end: End,
+    /// What it went through.
+    pub course: Course,
+}
+
+fn since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs one attempt to its end: checks, stages, submits, tracks, collects. `text` is the job's own text.
+///
+/// Nothing of the attempt's processes is left when this returns. Its directory is left for [`clean`].
+pub async fn run(context: &Context, claim: &Claim, job: Job, text: Vec<u8>, mut stop: Stop) -> Attempt {
+    let mut course = Course::default();
+    let end = run_phases(context, claim, job, text, &mut stop, &mut course).await;
+    Attempt { end, course }
+}
+
+async fn run_phases(
+    context: &Context,
+    claim: &Claim,
+    job: Job,
+    text: Vec<u8>,
+    stop: &mut Stop,
+    course: &mut Course,
+) -> End {
+    let started = Instant::now();
+    let directory = context.directory.join(attempt_folder(claim));
+    course.directory = Some(directory.clone());
+    let judge = context.judge.clone();
+    let announce = context.announce.clone();
+    let accepted = claim.event(EventKind::Accepted, |_| {});
+    // Parsing, checking and writing block; they are done in one go on a thread that may.
+    let prepared = tokio::task::spawn_blocking(move || {
+        let plan = match judge.plan(&job) {
+            Ok(plan) => plan,
+            Err(faults) => return Err(End::Rejected(faults)),
+        };
+        announce.announce(EventKind::Accepted, accepted);
+        match stage::stage(&directory, &job, &plan, &text) {
+            Ok(staged) => Ok((job, plan, staged)),
+            Err(error) => {
+                Err(End::Failed { may_pass: error.may_pass(), failure: Box::new(error.failure()) })
+            }
+        }
+    })
+    .await;
+    let (job, plan, staged) = match prepared {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(end)) => return end,
+        Err(error) => return submit::broken(&format!("staging was cut short: {error}")),
+    };
+    course.phases.stage = Some(since(started));
+    context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
+    let submitting = Instant::now();
+    let mut submitted = match submit::submit(context, &staged, plan.command_line, stop).await {
+        Ok(submitted) => submitted,
+        Err(end) => return end,
+    };
+    let application_id = submitted.application.id().map(str::to_owned);
+    context.announce.announce(
+        EventKind::Submitted,
+        claim.event(EventKind::Submitted, |data| data.application_id = application_id),
+    );
+    let tracked = track::track(context, claim, &mut submitted, stop, submitting, course).await;
+    let collecting = Instant::now();
+    let end = collect::collect(context, job, &staged, tracked, course).await;
+    course.phases.collect = Some(since(collecting));
+    end
+}
+
+/// The name of an attempt's directory: readable, and new every time.
+fn attempt_folder(claim: &Claim) -> String {
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let job: String = claim.job.as_str().chars().take(64).map(|c| if c == ':' { '_' } else { c }).collect();
+    format!("{job}-{}-{}", claim.attempt, &unique[..8])
+}
+
+/// Removes an attempt's directory, or keeps it, as the settings say; gives where it is kept.
+pub async fn clean(context: &Context, attempt: &Attempt) {
+    let Some(directory) = attempt.course.directory.clone() else { return };
+    if attempt.course.keep_directory || keeps(context, &attempt.end) {
+        let kept = context.settings.job.directory.join("kept");
+        let moved = tokio::task::spawn_blocking(move || {
+            let Some(name) = directory.file_name() else { return Ok(()) };
+            std::fs::create_dir_all(&kept)?;
+            match std::fs::rename(&directory, kept.join(name)) {
+                // An attempt that never got as far as a directory has none to keep.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        });
+        if let Ok(Err(error)) = moved.await {
+            tracing::warn!(%error, "an attempt's directory could not be kept");
+        }
+        return;
+    }
+    let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    });
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(%error, "an attempt's directory could not be removed");
+    }
+}
+
+fn keeps(context: &Context, end: &End) -> bool {
+    use crate::config::Keep;
+    match context.settings.job.keep {
+        Keep::Never => false,
+        Keep::Always => true,
+        Keep::Failed => matches!(end, End::Failed { .. }),
+    }
+}
+
+/// Where an attempt's directory will be found once [`clean`] has kept it.
+fn kept_directory(context: &Context, directory: &std::path::Path) -> Option<PathBuf> {
+    Some(context.settings.job.directory.join("kept").join(directory.file_name()?))
+}
+
+/// A duration in words, as `2m 5s`.
+#[must_use]
+pub fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0) => format!("{} ms", duration.as_millis()),
+        (0, 0, s) => format!("{s} s"),
+        (0, m, 0) => format!("{m} min"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, 0, _) => format!("{h} h"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_strongest_reason_to_stop_counts() {
+        let (stopper, mut stop) = Stopper::new();
+        assert_eq!(stop.reason(), None);
+        stopper.stop(StopReason::GiveBack);
+        assert_eq!(stop.stronger(None).await, StopReason::GiveBack);
+        stopper.stop(StopReason::DeliveryLost);
+        stopper.stop(StopReason::Cancel);
+        assert_eq!(stop.stronger(Some(StopReason::GiveBack)).await, StopReason::DeliveryLost);
+    }
+
+    #[test]
+    fn durations_are_told_in_words() {
+        let words = |seconds| in_words(Duration::from_secs(seconds));
+        assert_eq!(words(0), "0 ms");
+        assert_eq!(words(59), "59 s");
+        assert_eq!(words(120), "2 min");
+        assert_eq!(words(86_400), "24 h");
+        assert_eq!(words(5_430), "1 h 30 min");
+    }
+}

@@ -1,0 +1,97 @@
+//! Submitting: from a staged directory to a running spark-submit.
+//!
+//! Starting a JVM is what hurts a machine, so only so many are let start at a time; the place is given up when the
+//! driver is there, not when the job is over.
+//!
+//! This module must not know how spark-submit is started, nor what it does.
+
+use spark_runtime_protocol::event::{Failure, FailureClass};
+use tokio::sync::SemaphorePermit;
+
+use super::stage::Staged;
+use super::{Context, End, Stop, StopReason};
+use crate::spark::argv::CommandLine;
+use crate::spark::{Application, Submission, SubmitError};
+
+/// An application that was started, and its place among those that are starting.
+pub struct Submitted<'a> {
+    /// The application.
+    pub application: Box<dyn Application>,
+    /// Given up once the driver is there.
+    pub permit: Option<SemaphorePermit<'a>>,
+}
+
+/// Waits for a place and starts spark-submit.
+///
+/// # Errors
+/// The attempt's end, when it was stopped before or could not be started.
+pub async fn submit<'a>(
+    context: &'a Context,
+    staged: &Staged,
+    command_line: CommandLine,
+    stop: &mut Stop,
+) -> Result<Submitted<'a>, End> {
+    let permit = tokio::select! {
+        permit = context.submits.acquire() => permit.map_err(|error| broken(&error.to_string()))?,
+        reason = stop.stronger(None) => return Err(stopped(reason)),
+    };
+    let submission = Submission {
+        directory: staged.directory.clone(),
+        working_directory: staged.working_directory.clone(),
+        command_line,
+    };
+    // Not cancelled by a stop: what was started must be known to be ended.
+    match context.backend.submit(&submission).await {
+        Ok(application) => Ok(Submitted { application, permit: Some(permit) }),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// The end of an attempt that was stopped while nothing of it ran.
+#[must_use]
+pub fn stopped(reason: StopReason) -> End {
+    match reason {
+        StopReason::Cancel => End::Cancelled,
+        StopReason::GiveBack | StopReason::GiveBackNow => End::GivenBack,
+        StopReason::DeliveryLost => End::Abandoned,
+    }
+}
+
+/// The end of an attempt at which the worker itself failed.
+#[must_use]
+pub fn broken(message: &str) -> End {
+    End::Failed { failure: Box::new(plain(FailureClass::Infrastructure, message.to_owned())), may_pass: true }
+}
+
+fn failed(error: &SubmitError) -> End {
+    let class = match error {
+        SubmitError::Installation(_) | SubmitError::Launch(_) => FailureClass::Submit,
+        SubmitError::Directory { .. } => FailureClass::Staging,
+        SubmitError::Guard(_) => FailureClass::Infrastructure,
+    };
+    let message = match error {
+        SubmitError::Directory { .. } | SubmitError::Installation(_) => error.to_string(),
+        SubmitError::Launch(_) | SubmitError::Guard(_) => with_causes(error),
+    };
+    End::Failed { failure: Box::new(plain(class, message)), may_pass: true }
+}
+
+/// An error and what lies behind it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        // What is handed on as it is says the same again.
+        if !text.ends_with(&deeper.to_string()) {
+            text = format!("{text}: {deeper}");
+        }
+        cause = deeper.source();
+    }
+    text
+}
+
+/// A failure of which there is nothing to tell but its message.
+#[must_use]
+pub fn plain(class: FailureClass, message: String) -> Failure {
+    Failure { class, message, exception: None, exit_code: None, signal: None, log_tail: None, log: None }
+}

@@ -1,0 +1,291 @@
+//! A worker: slots, their handler, and everything around them from start to leaving.
+//!
+//! This module puts `broker/`, `job/` and `spark/` together; it decides nothing about a single job.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use spark_runtime_protocol::topology::{EXPELLED_QUEUE, JOBS_QUEUE, Topology};
+use tokio::sync::{Semaphore, watch};
+
+use crate::broker::message::Message;
+use crate::broker::publisher::Publisher;
+use crate::broker::session::keep_connected;
+use crate::broker::slots::{Handler, Leaving, Slots};
+use crate::config::Settings;
+use crate::job::check::Judge;
+use crate::job::claim::{Claimant, Claimed};
+use crate::job::settle::{Settled, expelled, exhausted, refused, settle};
+use crate::job::{Announce, Attempt, Claim, Context, End, Stop, clean, run};
+use crate::spark::SubmitError;
+use crate::spark::client_mode::ClientMode;
+use crate::spark::guard::BootTime;
+use crate::spark::policy::PolicyError;
+
+/// The file that a live worker holds a lock on.
+const LOCK: &str = "lock";
+/// How long events may take to get out once every job is over.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
+/// Why a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The operator's policy is none.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The setting `broker.uri`, or what belongs to it.
+    #[error("{0}")]
+    Broker(String),
+    /// The folder for attempts.
+    #[error("the folder {path} cannot be used for jobs: {source}; set job.directory")]
+    Directory {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The guard.
+    #[error(transparent)]
+    Guard(#[from] SubmitError),
+}
+
+/// The folder of one worker's attempts, held for as long as this lives.
+pub struct Home {
+    /// The folder.
+    pub path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Home {
+    /// Makes the folder for the attempts of `worker` below `directory`, and removes those of workers that are gone.
+    ///
+    /// # Errors
+    /// [`ServiceError::Directory`].
+    pub fn make(directory: &Path, worker: &str) -> Result<Self, ServiceError> {
+        let path = directory.join(worker);
+        let fault = |source: std::io::Error| ServiceError::Directory { path: path.clone(), source };
+        make_private(directory).map_err(fault)?;
+        sweep(directory);
+        make_private(&path).map_err(fault)?;
+        let file = File::create(path.join(LOCK)).map_err(fault)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| fault(errno.into()))?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "the worker's folder could not be removed");
+        }
+    }
+}
+
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Removes the folders of workers that are gone: those whose lock nobody holds.
+fn sweep(directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let Ok(file) = File::open(entry.path().join(LOCK)) else { continue };
+        if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
+            tracing::info!(path = %entry.path().display(), "the folder of a worker that is gone is removed");
+            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                tracing::warn!(%error, path = %entry.path().display(), "the folder could not be removed");
+            }
+        }
+    }
+}
+
+/// The name of this worker instance: the one of the settings, or the machine's and process's, and four random digits so
+/// that no two instances ever share one.
+#[must_use]
+pub fn instance_name(settings: &Settings) -> String {
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let name = match settings.worker.name.as_str() {
+        "" => format!("{}-{}", crate::job::collect::host(), std::process::id()),
+        name => name.to_owned(),
+    };
+    let plain: String =
+        name.chars().take(80).map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+    format!("{plain}-{}", &unique[..4])
+}
+
+/// A number of the settings; 0 stands for the machine's processors.
+fn or_processors(count: usize) -> usize {
+    if count > 0 { count } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
+}
+
+/// What an attempt needs, for a worker or for a single run.
+///
+/// # Errors
+/// [`ServiceError::Policy`].
+pub fn context(
+    settings: &Settings,
+    worker: &str,
+    home: &Home,
+    backend: Arc<ClientMode>,
+    announce: Arc<dyn Announce>,
+) -> Result<Context, ServiceError> {
+    Ok(Context {
+        judge: Judge::of(settings)?,
+        settings: settings.clone(),
+        backend,
+        submits: Semaphore::new(or_processors(settings.worker.max_submits)),
+        worker: worker.to_owned(),
+        directory: home.path.clone(),
+        announce,
+    })
+}
+
+/// The back end by the settings, with this program as its guard.
+#[must_use]
+pub fn backend(settings: &Settings) -> ClientMode {
+    ClientMode::new(&settings.spark, settings.log.limit, "/proc/self/exe".into())
+}
+
+/// Runs a worker until it has left. `leaving` tells it to.
+///
+/// # Errors
+/// [`ServiceError`] when it cannot start. A broker that is away is no reason not to.
+pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Result<(), ServiceError> {
+    let endpoint = settings.endpoint().map_err(|error| ServiceError::Broker(error.to_string()))?;
+    let worker = instance_name(&settings);
+    let home = Home::make(&settings.job.directory, &worker)?;
+    let client_mode = Arc::new(backend(&settings));
+    let (publisher, lanes) = Publisher::new(&endpoint, format!("{worker} publish"), settings.broker.publish_timeout)
+        .map_err(|error| ServiceError::Broker(error.to_string()))?;
+    let context = Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
+    client_mode.prepare().await?;
+    let fencing = tokio::spawn(keep_alive(client_mode, settings.broker.heartbeat));
+    if let Err(error) = crate::spark::installation::Installation::find(&settings.spark) {
+        tracing::warn!(%error, "jobs will fail until this is mended");
+    }
+    let running = or_processors(settings.worker.max_running);
+    tracing::info!(worker, %endpoint, running, directory = %home.path.display(), "the worker is there");
+
+    let (sessions, session) = watch::channel(None);
+    let topology = Topology::new(&settings.retry.delays);
+    let connecting =
+        tokio::spawn(keep_connected(endpoint, format!("{worker} consume"), topology, settings.job.run_timeout, sessions));
+    let claimant = Claimant {
+        worker: worker.clone(),
+        max_attempts: settings.retry.max_attempts,
+        max_size: settings.job.max_size,
+    };
+    let jobs = Arc::new(Jobs { context: context.clone(), publisher: publisher.clone(), claimant });
+    let expelled = Arc::new(Expelled(jobs.clone()));
+    let watchdog = settings.worker.watchdog;
+    tokio::join!(
+        Slots::new(JOBS_QUEUE, jobs, session.clone(), leaving.clone()).serve(running, watchdog),
+        Slots::new(EXPELLED_QUEUE, expelled, session, leaving).serve(1, watchdog),
+    );
+    tracing::info!(worker, "every job is over; the worker leaves");
+    drop((context, publisher));
+    lanes.finish(LAST_WORDS).await;
+    connecting.abort();
+    fencing.abort();
+    Ok(())
+}
+
+/// Tells the guard again and again that this process is there. The guard must end everything before a broker that has
+/// not heard of us either gives our jobs to somebody else, which it does after a whole heartbeat.
+async fn keep_alive(backend: Arc<ClientMode>, heartbeat: Duration) {
+    let lease = heartbeat.mul_f32(0.9);
+    loop {
+        if let Some(until) = BootTime::now().checked_add(lease) {
+            backend.alive_until(until).await;
+        }
+        tokio::time::sleep(heartbeat / 5).await;
+    }
+}
+
+/// Handles jobs.
+struct Jobs {
+    context: Arc<Context>,
+    publisher: Publisher,
+    claimant: Claimant,
+}
+
+impl Jobs {
+    async fn claim(&self, message: Message) -> Option<(Message, Claimed)> {
+        let claimant = self.claimant.clone();
+        let claimed = tokio::task::spawn_blocking(move || {
+            let claimed = claimant.claim(&message);
+            (message, claimed)
+        });
+        match claimed.await {
+            Ok(claimed) => Some(claimed),
+            Err(error) => {
+                tracing::error!(%error, "a delivery could not be read");
+                None
+            }
+        }
+    }
+
+    async fn conclude(&self, claim: &Claim, message: &Message, attempt: Attempt, mut stop: Stop) -> Settled {
+        let settled = settle(&self.context, &self.publisher, claim, message, &attempt, &mut stop).await;
+        log_end(claim, &attempt, settled);
+        clean(&self.context, &attempt).await;
+        settled
+    }
+}
+
+impl Handler for Jobs {
+    async fn handle(&self, message: Message, stop: Stop) -> Settled {
+        let Some((message, claimed)) = self.claim(message).await else { return Settled::Leave };
+        let (claim, attempt) = match claimed {
+            Claimed::Job(claim, job) => {
+                tracing::info!(job_id = %claim.job, attempt = claim.attempt, "a job is taken");
+                let text = message.body.clone();
+                let attempt = run(&self.context, &claim, *job, text, stop.clone()).await;
+                (claim, attempt)
+            }
+            Claimed::Refused(claim, faults) => (claim, refused(faults)),
+            Claimed::Exhausted(claim) => {
+                let attempts = message.failures();
+                (claim, exhausted(attempts))
+            }
+        };
+        self.conclude(&claim, &message, attempt, stop).await
+    }
+}
+
+/// Tells the end of jobs that the broker took out of the queue.
+struct Expelled(Arc<Jobs>);
+
+impl Handler for Expelled {
+    async fn handle(&self, message: Message, stop: Stop) -> Settled {
+        let Some((message, claimed)) = self.0.claim(message).await else { return Settled::Leave };
+        let reason = message.death_reason();
+        let (claim, attempt) = match claimed {
+            Claimed::Refused(claim, faults) => (claim, refused(faults)),
+            Claimed::Job(claim, _) | Claimed::Exhausted(claim) => (claim, expelled(reason.as_deref())),
+        };
+        self.0.conclude(&claim, &message, attempt, stop).await
+    }
+}
+
+fn log_end(claim: &Claim, attempt: &Attempt, settled: Settled) {
+    let (job_id, number) = (&claim.job, claim.attempt);
+    if settled == Settled::Leave {
+        tracing::warn!(%job_id, attempt = number, "the job was lost to the broker and is left to whoever gets it next");
+        return;
+    }
+    match &attempt.end {
+        End::Completed(_) => tracing::info!(%job_id, attempt = number, "completed"),
+        End::Failed { failure, may_pass } => {
+            tracing::warn!(%job_id, attempt = number, class = %failure.class, may_pass, message = failure.message, "failed");
+        }
+        End::Rejected(faults) => tracing::warn!(%job_id, attempt = number, faults = faults.len(), "rejected"),
+        End::Cancelled => tracing::info!(%job_id, attempt = number, "cancelled"),
+        End::GivenBack => tracing::info!(%job_id, attempt = number, "given back"),
+        End::Abandoned => tracing::warn!(%job_id, attempt = number, "abandoned"),
+    }
+}

@@ -1,0 +1,210 @@
+//! The command line of spark-submit: from what a job asks for and what the operator rules, to arguments.
+//!
+//! Arguments go to the program one by one, never through a shell. Properties that hold secrets go into a file that
+//! only the worker's user can read, since every user of a machine can read every command line.
+//!
+//! This module must not start anything, nor write files.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+
+use spark_runtime_protocol::job::Job;
+use spark_runtime_protocol::json::Fault;
+
+use super::policy::{Master, Policy, Setting};
+
+/// What spark-submit is told, the program that it runs left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    settings: Vec<Setting>,
+}
+
+impl CommandLine {
+    /// Puts together what `job` asks for, what `policy` adds and forces, and `master` where nobody names one.
+    ///
+    /// # Errors
+    /// Every flag of the job that cannot be taken, with its place.
+    pub fn of(job: &Job, policy: &Policy, master: &str) -> Result<Self, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let mut settings: Vec<Setting> = Vec::new();
+        for requested in job.flags() {
+            let setting = Setting::read(&requested.name, &requested.value)
+                .and_then(|setting| policy.judge(&setting).map(|()| setting));
+            match setting {
+                Ok(setting) => replace(&mut settings, setting),
+                Err(reason) => faults.push(Fault::new(&requested.pointer, format!("{} {reason}", requested.name))),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        for default in policy.defaults() {
+            if !settings.iter().any(|setting| setting.identity() == default.identity()) {
+                settings.push(default);
+            }
+        }
+        for forced in policy.forced() {
+            replace(&mut settings, forced);
+        }
+        let mut line = Self { settings };
+        if line.value("spark.master").is_none() {
+            let master = Setting::read("--master", master).map_err(|reason| {
+                vec![Fault::new("", format!("the worker's setting spark.master: {reason}"))]
+            })?;
+            line.settings.insert(0, master);
+        }
+        Ok(line)
+    }
+
+    fn value(&self, identity: &str) -> Option<&str> {
+        self.settings.iter().find(|setting| setting.identity() == identity).map(Setting::value)
+    }
+
+    /// Where the job runs.
+    #[must_use]
+    pub fn master(&self) -> Master {
+        // `Setting::read` takes no value that is no master.
+        self.value("spark.master").and_then(Master::of).unwrap_or(Master::Local)
+    }
+
+    /// The arguments that stand before the program; secrets are left out.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        for setting in self.settings.iter().filter(|setting| !setting.is_secret()) {
+            match setting.flag() {
+                Some(flag) => {
+                    arguments.push(flag.into());
+                    if !setting.value().is_empty() {
+                        arguments.push(setting.value().into());
+                    }
+                }
+                None => {
+                    arguments.push("--conf".into());
+                    arguments.push(format!("{}={}", setting.identity(), setting.value()).into());
+                }
+            }
+        }
+        arguments
+    }
+
+    /// The properties that hold secrets.
+    #[must_use]
+    pub fn secrets(&self) -> BTreeMap<&str, &str> {
+        self.settings.iter().filter(|s| s.is_secret()).map(|s| (s.identity(), s.value())).collect()
+    }
+}
+
+fn replace(settings: &mut Vec<Setting>, setting: Setting) {
+    settings.retain(|earlier| earlier.identity() != setting.identity());
+    settings.push(setting);
+}
+
+/// The text of a properties file (`java.util.Properties`) with `defaults`, which is one already, and `properties`.
+///
+/// spark-submit reads its `spark-defaults.conf` only when it is given no other file, so that file's text is `defaults`.
+#[must_use]
+pub fn properties_file(defaults: &str, properties: &BTreeMap<&str, &str>) -> String {
+    let mut text = defaults.to_owned();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    for (name, value) in properties {
+        escape(&mut text, name, true);
+        text.push('=');
+        escape(&mut text, value, false);
+        text.push('\n');
+    }
+    text
+}
+
+/// Escapes as `java.util.Properties.store` does.
+fn escape(text: &mut String, part: &str, is_name: bool) {
+    for (index, character) in part.chars().enumerate() {
+        match character {
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            '\u{c}' => text.push_str("\\f"),
+            '\\' | '=' | ':' | '#' | '!' => {
+                text.push('\\');
+                text.push(character);
+            }
+            ' ' if is_name || index == 0 => text.push_str("\\ "),
+            ' '..='~' => text.push(character),
+            _ => {
+                let mut units = [0; 2];
+                for unit in character.encode_utf16(&mut units) {
+                    // Writing to a string does not fail.
+                    let _ = write!(text, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn job(parameters: serde_json::Value, conf: serde_json::Value) -> Job {
+        let document = json!({
+            "id": "j", "jobType": "MODEL_BATCH_JOB",
+            "model": {"storedModel": {"modelAssets": [
+                {"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": "x"}]}},
+            "jobParameters": parameters, "targetEngine": {"sparkConf": conf, "executorMemory": "512MB"}
+        });
+        Job::read(document.to_string().as_bytes(), None).unwrap()
+    }
+
+    fn arguments(parameters: serde_json::Value, conf: serde_json::Value, policy: &str) -> Vec<String> {
+        let line = CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
+        line.arguments().iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn parameters_win_over_the_engine_and_every_value_stays_one_argument() {
+        assert_eq!(
+            arguments(
+                json!({"--executor-memory": "1g", "--name": "a b; rm -rf $(x) 'y'", "-v": "", "--total-executor-cores": "10"}),
+                json!({"--master": "local[2]", "spark.sql.shuffle.partitions": "2"}),
+                "",
+            ),
+            [
+                "--master", "local[2]", "--conf", "spark.sql.shuffle.partitions=2", "--executor-memory", "1g", "--name",
+                "a b; rm -rf $(x) 'y'", "-v", "--total-executor-cores", "10"
+            ]
+        );
+    }
+
+    #[test]
+    fn defaults_give_way_and_forced_settings_do_not() {
+        let policy = "[defaults]\n\"spark.executor.memory\" = \"3g\"\n\"spark.ui.enabled\" = \"false\"\n\
+                      [force]\n\"--master\" = \"spark://m:7077\"\n";
+        assert_eq!(
+            arguments(json!({}), json!({"spark.master": "local[7]"}), policy),
+            ["--executor-memory", "512m", "--conf", "spark.ui.enabled=false", "--master", "spark://m:7077"]
+        );
+    }
+
+    #[test]
+    fn secrets_are_no_arguments() {
+        let conf = json!({"spark.hadoop.fs.s3a.secret.key": "p\u{e4} ss=1\\\n"});
+        let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local[*]").unwrap();
+        assert!(!format!("{:?}", line.arguments()).contains("secret"));
+        assert_eq!(
+            properties_file("spark.a 1", &line.secrets()),
+            "spark.a 1\nspark.hadoop.fs.s3a.secret.key=p\\u00e4 ss\\=1\\\\\\n\n"
+        );
+    }
+
+    #[test]
+    fn every_flag_that_cannot_be_taken_is_named_with_its_place() {
+        let faults = CommandLine::of(&job(json!({"--class": "x", "--nope": "y"}), json!({})), &Policy::default(), "local[*]")
+            .unwrap_err();
+        let places: Vec<_> = faults.iter().map(|fault| fault.pointer.as_str()).collect();
+        assert_eq!(places, ["/jobParameters/--class", "/jobParameters/--nope"]);
+    }
+}

@@ -1,0 +1,232 @@
+//! Client mode, local or on a standalone cluster: the driver is a child on this machine, and its end is the end.
+//!
+//! This module must not know what becomes of a job.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use spark_runtime_protocol::asset::DRIVER;
+use tokio::sync::Mutex;
+
+use super::argv::properties_file;
+use super::guard::{Guard, Launch, LaunchError, Running};
+use super::installation::{Environment, Installation};
+use super::policy::Master;
+use super::report::{Reports, SOCKET, Word};
+use super::{Application, Awaited, Backend, Change, Ending, Submission, SubmitError};
+use crate::config::SparkSettings;
+
+/// Standard output of an attempt, in its directory.
+pub const STANDARD_OUTPUT: &str = "stdout.log";
+/// Standard error of an attempt, in its directory.
+pub const STANDARD_ERROR: &str = "stderr.log";
+/// Properties that hold secrets, in an attempt's directory.
+const PROPERTIES: &str = "spark.properties";
+/// What the attempt may fill with temporary files, in its directory.
+const TEMPORARY: &str = "tmp";
+
+/// Runs drivers as children of a guard.
+pub struct ClientMode {
+    settings: SparkSettings,
+    log_limit: u64,
+    executable: PathBuf,
+    /// The guard in use; another one is started when it is gone.
+    guard: Mutex<Option<Guard>>,
+}
+
+impl ClientMode {
+    /// A back end whose guards are processes of `executable`, and that keeps `log_limit` bytes of each log.
+    #[must_use]
+    pub fn new(settings: &SparkSettings, log_limit: u64, executable: PathBuf) -> Self {
+        Self { settings: settings.clone(), log_limit, executable, guard: Mutex::new(None) }
+    }
+
+    /// Starts the guard now rather than with the first job.
+    ///
+    /// # Errors
+    /// [`SubmitError::Guard`].
+    pub async fn prepare(&self) -> Result<(), SubmitError> {
+        self.guard().await.map(drop)
+    }
+
+    /// Lets the guard end everything by itself when this process has not said otherwise by `until`.
+    pub async fn alive_until(&self, until: super::guard::BootTime) {
+        if let Some(guard) = &*self.guard.lock().await {
+            guard.alive_until(Some(until));
+        }
+    }
+
+    async fn guard(&self) -> Result<Guard, SubmitError> {
+        let mut current = self.guard.lock().await;
+        if let Some(guard) = &*current
+            && guard.pid().is_some()
+        {
+            return Ok(guard.clone());
+        }
+        if current.is_some() {
+            tracing::warn!("the guard is gone; a new one is started");
+        }
+        let guard = Guard::start(&self.executable).await?;
+        *current = Some(guard.clone());
+        Ok(guard)
+    }
+
+    fn launch(&self, submission: &Submission) -> Result<Launch, SubmitError> {
+        let installation = Installation::find(&self.settings)?;
+        let mut environment = Environment::of(&self.settings, &installation);
+        let temporary = submission.directory.join(TEMPORARY);
+        std::fs::create_dir(&temporary).map_err(|source| SubmitError::Directory { what: "the folder for temporary files", source })?;
+        environment.set_default("SPARK_LOCAL_DIRS", &temporary);
+        environment.set_default("TMPDIR", &temporary);
+        if submission.command_line.master() == Master::Local {
+            // Spark looks up the machine's name, which fails where a machine does not know its own.
+            environment.set_default("SPARK_LOCAL_IP", "127.0.0.1");
+        }
+        let mut arguments = submission.command_line.arguments();
+        let secrets = submission.command_line.secrets();
+        if !secrets.is_empty() {
+            let path = submission.directory.join(PROPERTIES);
+            let defaults = installation
+                .defaults(&environment)
+                .map_err(|source| SubmitError::Directory { what: "spark-defaults.conf", source })?;
+            write_secret(&path, &properties_file(&defaults, &secrets))
+                .map_err(|source| SubmitError::Directory { what: "the properties file", source })?;
+            arguments.push("--properties-file".into());
+            arguments.push(path.into());
+        }
+        arguments.extend([DRIVER.into(), "--report-socket".into(), OsString::from(format!("../{SOCKET}"))]);
+        Ok(Launch {
+            program: installation.submit,
+            arguments,
+            environment: environment.pairs(),
+            directory: submission.working_directory.clone(),
+            stdout: submission.directory.join(STANDARD_OUTPUT),
+            stderr: submission.directory.join(STANDARD_ERROR),
+            log_limit: self.log_limit,
+        })
+    }
+
+    async fn start(&self, submission: &Submission) -> Result<Box<dyn Application>, SubmitError> {
+        let launch = self.launch(submission)?;
+        let reports = Reports::listen(&submission.directory)
+            .map_err(|source| SubmitError::Directory { what: "the driver's socket", source })?;
+        let running = match self.guard().await?.launch(launch.clone()).await {
+            // The guard went between the look and the launch: nothing was started, so another one may.
+            Err(LaunchError::GuardLost { .. }) => self.guard().await?.launch(launch).await?,
+            other => other?,
+        };
+        Ok(Box::new(ClientApplication { running, reports: Some(reports), report: None, started: false, unreadable: None }))
+    }
+}
+
+fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+impl Backend for ClientMode {
+    fn submit<'a>(&'a self, submission: &'a Submission) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
+        Box::pin(self.start(submission))
+    }
+}
+
+struct ClientApplication {
+    running: Running,
+    /// Gone once the driver has said its last word.
+    reports: Option<Reports>,
+    report: Option<Word>,
+    started: bool,
+    unreadable: Option<String>,
+}
+
+impl ClientApplication {
+    async fn next_change(&mut self) -> Change {
+        loop {
+            let Some(reports) = &mut self.reports else {
+                let exit = self.running.exited().await;
+                return self.ended(exit);
+            };
+            // Words first: those of a driver that has just ended are still to be read.
+            let word = tokio::select! {
+                biased;
+                word = reports.next() => word,
+                exit = self.running.exited() => {
+                    self.last_words().await;
+                    return self.ended(exit);
+                }
+            };
+            if let Some(change) = self.heard(word) {
+                return change;
+            }
+        }
+    }
+
+    /// Takes one word of the driver; gives the change that it means, if it means one.
+    fn heard(&mut self, word: std::io::Result<Option<Word>>) -> Option<Change> {
+        match word {
+            Ok(Some(Word::Hello { pid, python, protocol })) => {
+                tracing::debug!(pid, python, protocol, "the driver is there");
+                self.started = true;
+                Some(Change::Started)
+            }
+            Ok(Some(Word::Running { function })) => {
+                tracing::debug!(function, "the model is about to run");
+                Some(Change::Running)
+            }
+            Ok(Some(last @ (Word::Completed { .. } | Word::Failed { .. }))) => {
+                // A first word stands: what comes behind it would be somebody else's.
+                self.report.get_or_insert(last);
+                None
+            }
+            Ok(None) => {
+                self.reports = None;
+                None
+            }
+            Err(error) => {
+                self.unreadable = Some(error.to_string());
+                self.reports = None;
+                None
+            }
+        }
+    }
+
+    /// Reads what a driver that is gone has left in its socket. All its processes are gone, so the end is there.
+    async fn last_words(&mut self) {
+        if let Some(reports) = &mut self.reports {
+            reports.driver_is_gone();
+        }
+        while let Some(reports) = &mut self.reports {
+            let word = reports.next().await;
+            self.heard(word);
+        }
+    }
+
+    fn ended(&mut self, exit: super::guard::Exit) -> Change {
+        Change::Ended(Box::new(Ending {
+            report: self.report.take(),
+            started: self.started,
+            unreadable: self.unreadable.take(),
+            exit,
+        }))
+    }
+}
+
+impl Application for ClientApplication {
+    fn id(&self) -> Option<&str> {
+        None
+    }
+
+    fn changed(&mut self) -> Awaited<'_, Change> {
+        Box::pin(self.next_change())
+    }
+
+    fn terminate(&self) {
+        self.running.terminate();
+    }
+
+    fn kill(&self) {
+        self.running.kill();
+    }
+}

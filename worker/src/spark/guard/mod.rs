@@ -1,0 +1,285 @@
+//! The guard: starts every program that a worker runs, and sees to it that none of their processes outlives the
+//! worker, the lease, or the guard itself.
+//!
+//! # Theory of operation
+//!
+//! There are three kinds of process:
+//!
+//! ```text
+//! worker ──> guard ──> shim ──> spark-submit ──> ... (its tree)
+//!                 └──> shim ──> spark-submit ──> ...
+//! ```
+//!
+//! - The **guard** is the same binary, started once per worker by [`Guard::start`]. It has one thread, no runtime, its
+//!   own session, and a socket to the worker. It forks one shim for each launch.
+//! - A **shim** is the subreaper of one tree: whatever a program starts, in whatever session or process group it hides,
+//!   descends from the shim or becomes its child. It ends when the kernel says that it has no children left; that is
+//!   how "the tree is gone" is known and not guessed.
+//! - The **worker** is a subreaper as well, of last resort.
+//!
+//! Who dies, and what happens then:
+//!
+//! | dead | noticed by | who kills |
+//! |---|---|---|
+//! | worker, or it says nonsense | end of file at the guard | every shim its tree; then the guard goes |
+//! | worker or machine asleep past `alive_until` | the guard's clock (CLOCK_BOOTTIME) | every shim its tree |
+//! | guard | end of file at the shims | every shim its tree; the worker what is left |
+//! | shim | its program dies with it (PDEATHSIG); SIGCHLD at the guard | the guard, whose children the rest became |
+//! | guard and shims | end of file at the worker | the worker, whose children the rest became |
+//! | guard hung past `alive_until` | the worker's own clock | the worker kills the guard: as above |
+//! | a shim hung when told to kill | the guard's patience | the guard kills the shim: as above |
+//!
+//! Killing is repeated until nothing is left, so a tree that forks on gains nothing.
+//!
+//! This module must not know what Spark, a job or a lease is: it starts programs, carries their output into logs of
+//! bounded size, and says how they ended.
+
+mod client;
+mod log;
+mod memory;
+mod process;
+mod server;
+mod shim;
+mod wire;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Guard, Running};
+pub use log::LogSize;
+pub use server::guard_main;
+
+/// A moment of CLOCK_BOOTTIME: it goes on while the machine sleeps and means nothing on another machine or after the
+/// next boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BootTime(u64);
+
+impl BootTime {
+    /// The present moment.
+    pub fn now() -> Self {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` outlives the call. It cannot fail for this clock; if it did, the time stays zero.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        BootTime(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0))
+    }
+
+    /// The moment so many nanoseconds after boot.
+    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
+        BootTime(nanoseconds)
+    }
+
+    /// Nanoseconds since boot.
+    pub const fn as_nanoseconds(self) -> u64 {
+        self.0
+    }
+
+    /// The moment that much later; `None` if the clock cannot tell it (in 584 years).
+    pub fn checked_add(self, time: Duration) -> Option<Self> {
+        self.0.checked_add(u64::try_from(time.as_nanos()).ok()?).map(BootTime)
+    }
+
+    /// The moment that much earlier; `None` if that is before boot.
+    pub fn checked_sub(self, time: Duration) -> Option<Self> {
+        self.0.checked_sub(u64::try_from(time.as_nanos()).ok()?).map(BootTime)
+    }
+
+    /// The time from `earlier` to this moment; `None` if it is the other way round.
+    pub fn checked_duration_since(self, earlier: BootTime) -> Option<Duration> {
+        self.0.checked_sub(earlier.0).map(Duration::from_nanos)
+    }
+}
+
+/// A program to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Path of the program. It is not looked for on any PATH; a relative one counts from `directory`.
+    pub program: PathBuf,
+    /// Its arguments, without its own name.
+    pub arguments: Vec<OsString>,
+    /// Its whole environment; nothing is inherited.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Its working directory.
+    pub directory: PathBuf,
+    /// Where its standard output goes. An existing file is replaced; `<path>.tail` beside it is used meanwhile.
+    pub stdout: PathBuf,
+    /// Where its standard error goes, in the same way.
+    pub stderr: PathBuf,
+    /// About how many bytes of each stream to keep: the first half and the last half of so many.
+    pub log_limit: u64,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+    /// It is gone with its whole tree, but nobody was left to see how.
+    Lost,
+}
+
+/// The end of a program. When it is told, every process that the program ever started is dead and the logs are
+/// complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// How the program itself ended.
+    pub status: ExitStatus,
+    /// It was told to go (`terminate`, `kill`, a fence) before it had ended.
+    pub by_us: bool,
+    /// The moment given to [`Guard::alive_until`] had passed.
+    pub fenced: bool,
+    /// User and system time of the whole tree, as far as its processes were waited for.
+    pub processor_time: Duration,
+    /// Bytes of memory at the highest: of the tree together, as seen twice a second (shared pages count for each
+    /// process), or of its largest process, whichever is more.
+    pub peak_memory: u64,
+    /// How many processes were still there when the program had ended, and had to be killed.
+    pub leftovers: u32,
+    /// The program did not succeed, and meanwhile the kernel killed something for want of memory: in the worker's
+    /// cgroup, or, where that cannot be seen, on the machine. With several programs at once it may have been another's.
+    pub oom_killed: bool,
+    /// What became of its standard output.
+    pub stdout: LogSize,
+    /// What became of its standard error.
+    pub stderr: LogSize,
+}
+
+/// How far a launch got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Making the shim.
+    Shim,
+    /// Reading what is to be launched.
+    Decode,
+    /// Making the file for standard output.
+    Stdout,
+    /// Making the file for standard error.
+    Stderr,
+    /// Making the pipes.
+    Pipe,
+    /// Making the process.
+    Fork,
+    /// Setting the new process up.
+    Child,
+    /// Entering the working directory.
+    Directory,
+    /// Executing the program.
+    Exec,
+    /// Refused or undone, because the moment given to [`Guard::alive_until`] had passed.
+    Fenced,
+    /// Killed before the program ran.
+    Stopped,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Step::Shim => "making its shim",
+            Step::Decode => "reading the launch",
+            Step::Stdout => "making the file for standard output",
+            Step::Stderr => "making the file for standard error",
+            Step::Pipe => "making pipes",
+            Step::Fork => "making a process",
+            Step::Child => "setting the process up",
+            Step::Directory => "entering the working directory",
+            Step::Exec => "executing it",
+            Step::Fenced => "the lease had run out",
+            Step::Stopped => "it was stopped before it ran",
+        })
+    }
+}
+
+/// Why there is no guard.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The executable cannot be started, or the kernel refuses what the guard needs.
+    #[error("failed to start the guard {executable:?}")]
+    Start {
+        /// What was to be executed.
+        executable: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It was started and did not speak.
+    #[error("guard {executable:?} did not answer")]
+    Silent {
+        /// What was executed.
+        executable: PathBuf,
+    },
+}
+
+/// Why a program does not run. Nothing of it is left in any case.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// No program can be given such a text.
+    #[error("failed to start {program:?}: its {part} holds a NUL byte")]
+    Nul {
+        /// The program.
+        program: PathBuf,
+        /// Which part of the launch.
+        part: &'static str,
+    },
+    /// A step of the launch failed.
+    #[error("failed to start {program:?}: {step}")]
+    Failed {
+        /// The program.
+        program: PathBuf,
+        /// The step.
+        step: Step,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The moment given to [`Guard::alive_until`] has passed; nothing is started before a new one is given.
+    #[error("failed to start {program:?}: the lease has run out")]
+    Fenced {
+        /// The program.
+        program: PathBuf,
+    },
+    /// The launch could not be handed to the guard.
+    #[error("failed to hand {program:?} to the guard")]
+    Handover {
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The guard or the shim died meanwhile, and with it whatever had been started.
+    #[error("failed to start {program:?}: the guard was lost")]
+    GuardLost {
+        /// The program.
+        program: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_time_arithmetic_never_wraps() {
+        let second = Duration::from_secs(1);
+        let start = BootTime::from_nanoseconds(5_000_000_000);
+        assert_eq!(start.checked_add(second).map(BootTime::as_nanoseconds), Some(6_000_000_000));
+        assert_eq!(start.checked_sub(Duration::from_secs(6)), None);
+        assert_eq!(BootTime::from_nanoseconds(u64::MAX).checked_add(second), None);
+        assert_eq!(start.checked_add(Duration::MAX), None);
+        assert_eq!(BootTime::from_nanoseconds(0).checked_duration_since(start), None);
+    }
+
+    #[test]
+    fn boot_time_goes_on() {
+        let first = BootTime::now();
+        assert!(first.as_nanoseconds() > 0);
+        assert!(BootTime::now() >= first);
+    }
+}

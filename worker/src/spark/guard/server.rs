@@ -1,0 +1,455 @@
+//! The guard process: forks a shim for each launch, passes orders and reports on, and keeps the promise that no tree
+//! outlives its worker or the moment that the worker named.
+//!
+//! It has one thread and waits on sockets, a clock and SIGCHLD; it opens no file for a launch, so that no dead disk
+//! can hang it. It must not know what a launch is for.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::stat::Mode;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::unistd::{self, ForkResult, Pid};
+
+use super::process::{self, Reaped};
+use super::shim::{self, Surroundings};
+use super::wire::{self, Command, Ending, Order, Received, Report};
+use super::{BootTime, Step};
+
+/// A shim that was told to kill and has not ended by then is hung itself: it is killed and its tree taken over.
+const SHIM_PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// Descriptors kept free for reading `/proc` when many shims are there.
+const SPARE_DESCRIPTORS: u64 = 16;
+/// Looks in a row that must find no stray: one alone could miss a process that was born behind its back.
+const CLEAN_LOOKS: u8 = 2;
+
+/// Runs this process as a guard until its worker is gone and every tree with it.
+///
+/// The process must have one thread, and file descriptor 0 must be the socket that [`Guard::start`](super::Guard)
+/// made; so it is called before any runtime, thread or log is set up. It returns only when no process that it ever
+/// started is left.
+pub fn guard_main() -> ExitCode {
+    // If somebody has set up a log already, that one stays.
+    let _ = tracing_subscriber::fmt()
+        .with_writer(|| NeverWaiting)
+        .with_ansi(false)
+        .with_target(false)
+        .with_max_level(tracing::Level::INFO)
+        .try_init();
+    match Server::prepare().and_then(Server::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "guard failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Standard error, but a reader that is slow, stopped or gone costs lines and not the guard's time.
+struct NeverWaiting;
+
+impl Write for NeverWaiting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut writable = [process::interest(Some(io::stderr().as_fd()), libc::POLLOUT)];
+        let ready = process::poll(&mut writable, Some(Duration::ZERO)).is_ok()
+            && writable[0].revents == libc::POLLOUT;
+        if ready {
+            // A pipe that is ready takes at least a page at once, and a line is shorter.
+            let line = &bytes[..bytes.len().min(4096)];
+            let _ = unistd::write(io::stderr(), line);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A shim as the guard sees it.
+struct ShimSeat {
+    id: u64,
+    pid: i32,
+    /// Absent after its end of file.
+    control: Option<OwnedFd>,
+    /// It has said how its launch ended.
+    reported: bool,
+    by_us: bool,
+    fenced: bool,
+    /// When to kill the shim itself.
+    kill_at: Option<Instant>,
+}
+
+impl ShimSeat {
+    fn order(&mut self, order: Order) {
+        self.by_us = true;
+        self.fenced |= order == Order::Fence;
+        if order != Order::Terminate {
+            self.kill_at.get_or_insert_with(|| Instant::now() + SHIM_PATIENCE);
+        }
+        if let Some(control) = &self.control {
+            // What does not get through is either too late or made good by `kill_at`.
+            let _ = wire::send_bytes(control.as_fd(), &[order.to_byte()], None);
+        }
+        // Somebody may have stopped it.
+        process::send(self.pid, libc::SIGCONT);
+    }
+}
+
+/// Looking for processes whose shim is dead.
+struct Sweep {
+    next_look: Instant,
+    pause: Duration,
+    clean_looks: u8,
+}
+
+impl Sweep {
+    fn now() -> Self {
+        Sweep { next_look: Instant::now(), pause: FIRST_PAUSE, clean_looks: 0 }
+    }
+}
+
+struct Server {
+    /// Absent once the worker is gone.
+    worker: Option<OwnedFd>,
+    signals: SignalFd,
+    timer: TimerFd,
+    surroundings: Surroundings,
+    shims: Vec<ShimSeat>,
+    /// Reports that the worker has not taken yet; a launch makes two at most.
+    outgoing: VecDeque<Vec<u8>>,
+    until: Option<BootTime>,
+    fenced: bool,
+    sweep: Option<Sweep>,
+    /// Launches whose shim is dead, to be reported when their trees are.
+    lost: Vec<Ending>,
+}
+
+impl Server {
+    fn prepare() -> io::Result<Self> {
+        // Before anything is opened: whatever the worker has let slip must not reach a model.
+        process::close_all_except(&mut [])?;
+        let kind = getsockopt(&io::stdin(), sockopt::SockType).map_err(|_| not_by_hand())?;
+        if kind != SockType::SeqPacket {
+            return Err(not_by_hand());
+        }
+        let worker = io::stdin().as_fd().try_clone_to_owned()?;
+        let nothing = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+        unistd::dup2_stdin(&nothing)?;
+        // Fails if it is the leader of a group already, which only means that it was not started in the usual way.
+        let _ = unistd::setsid();
+        unistd::chdir("/")?;
+        prctl::set_name(c"spark-guard")?;
+        prctl::set_child_subreaper(true)?;
+        let signals = process::take_signals()?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
+        wire::send(worker.as_fd(), &Report::Ready, None)?;
+        Ok(Server {
+            worker: Some(worker),
+            signals,
+            timer,
+            surroundings: Surroundings::look(),
+            shims: Vec::new(),
+            outgoing: VecDeque::new(),
+            until: None,
+            fenced: false,
+            sweep: None,
+            lost: Vec::new(),
+        })
+    }
+
+    /// Goes on until the worker is gone and there are no children left.
+    fn run(mut self) -> io::Result<()> {
+        loop {
+            self.wait()?;
+            // Orders before the clock: a renewal that has arrived in time counts.
+            self.take_commands();
+            self.fence_when_due();
+            self.take_reports();
+            process::clear(&self.signals);
+            let childless = self.reap();
+            if self.worker.is_none() && self.shims.is_empty() && !childless {
+                self.sweep.get_or_insert_with(Sweep::now);
+            }
+            self.kill_hung_shims();
+            self.sweep_when_due();
+            self.flush();
+            if self.worker.is_none() && childless {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let worker_events =
+            if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT };
+        let mut entries = vec![
+            process::interest(self.worker.as_ref().map(AsFd::as_fd), worker_events),
+            process::interest(Some(self.signals.as_fd()), libc::POLLIN),
+            process::interest(Some(self.timer.as_fd()), libc::POLLIN),
+        ];
+        let controls = self.shims.iter().map(|shim| shim.control.as_ref().map(AsFd::as_fd));
+        entries.extend(controls.map(|control| process::interest(control, libc::POLLIN)));
+        let next_sweep = self.sweep.as_ref().map(|sweep| sweep.next_look);
+        let next = self.shims.iter().filter_map(|shim| shim.kill_at).chain(next_sweep).min();
+        process::poll(&mut entries, next.map(|next| next.saturating_duration_since(Instant::now())))
+    }
+
+    fn take_commands(&mut self) {
+        while let Some(worker) = &self.worker {
+            match wire::receive::<Command>(worker.as_fd()) {
+                Ok(Received::Message(command, attached)) => self.carry_out(command, attached),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(Received::Closed) => self.part_from_worker("worker is gone"),
+                Err(error) => {
+                    tracing::error!(%error, "guard cannot understand its worker");
+                    self.part_from_worker("worker is taken for dead");
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command, attached: Option<OwnedFd>) {
+        match command {
+            Command::Launch { id } => {
+                if let Err((step, errno)) = self.launch(id, attached) {
+                    self.tell(&Report::LaunchFailed { id, step, errno });
+                }
+            }
+            Command::Terminate { id } => self.order(id, Order::Terminate),
+            Command::Kill { id } => self.order(id, Order::Kill),
+            Command::AliveUntil { nanoseconds } => {
+                self.set_alive_until(nanoseconds.map(BootTime::from_nanoseconds))
+            }
+        }
+    }
+
+    /// An id that is not here has ended already.
+    fn order(&mut self, id: u64, order: Order) {
+        if let Some(shim) = self.shims.iter_mut().find(|shim| shim.id == id && !shim.reported) {
+            shim.order(order);
+        }
+    }
+
+    fn part_from_worker(&mut self, why: &'static str) {
+        self.worker = None;
+        self.outgoing.clear();
+        let launches = self.shims.len();
+        if launches > 0 {
+            tracing::warn!(launches, why, "guard kills every tree");
+        }
+        for shim in &mut self.shims {
+            shim.order(Order::Kill);
+        }
+    }
+
+    fn set_alive_until(&mut self, until: Option<BootTime>) {
+        self.until = until;
+        // Zero would disarm the clock.
+        let expiration = until.map(|until| Duration::from_nanos(until.as_nanoseconds().max(1)));
+        let set = match expiration {
+            Some(moment) => {
+                let moment = Expiration::OneShot(TimeSpec::from_duration(moment));
+                self.timer.set(moment, TimerSetTimeFlags::TFD_TIMER_ABSTIME)
+            }
+            None => self.timer.unset(),
+        };
+        if let Err(error) = set {
+            // Without a clock the promise cannot be kept: the safe side is now.
+            tracing::error!(%error, "guard cannot set its clock");
+            self.until = Some(BootTime::from_nanoseconds(0));
+        }
+        // If it has passed already, the next look at the clock says so to the worker as well.
+        self.fenced = false;
+    }
+
+    fn fence_when_due(&mut self) {
+        let Some(until) = self.until else { return };
+        if self.fenced || BootTime::now() < until {
+            return;
+        }
+        // Stop the descriptor from being ready for ever.
+        let _ = self.timer.unset();
+        self.fenced = true;
+        let launches = self.shims.len();
+        tracing::warn!(launches, "worker has not renewed in time, guard kills every tree");
+        for shim in &mut self.shims {
+            shim.order(Order::Fence);
+        }
+        self.tell(&Report::Fenced { until: until.as_nanoseconds() });
+    }
+
+    fn launch(&mut self, id: u64, texts: Option<OwnedFd>) -> Result<(), (Step, i32)> {
+        if self.until.is_some_and(|until| BootTime::now() >= until) {
+            return Err((Step::Fenced, libc::ECANCELED));
+        }
+        let texts = texts.ok_or((Step::Decode, libc::EBADMSG))?;
+        let (ours, theirs) =
+            wire::pair().map_err(|error| (Step::Shim, error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        let used = u64::try_from(ours.as_raw_fd().max(theirs.as_raw_fd())).unwrap_or(u64::MAX);
+        if used.saturating_add(SPARE_DESCRIPTORS) > limit {
+            return Err((Step::Shim, libc::EMFILE));
+        }
+        // SAFETY: this process has one thread, so its child may do whatever a process may.
+        match unsafe { unistd::fork() } {
+            Err(errno) => Err((Step::Shim, errno as i32)),
+            Ok(ForkResult::Parent { child }) => {
+                self.shims.push(ShimSeat {
+                    id,
+                    pid: child.as_raw(),
+                    control: Some(ours),
+                    reported: false,
+                    by_us: false,
+                    fenced: false,
+                    kill_at: None,
+                });
+                Ok(())
+            }
+            Ok(ForkResult::Child) => {
+                let life = AssertUnwindSafe(|| shim::run(id, theirs, texts, &self.surroundings));
+                let code = catch_unwind(life).unwrap_or(libc::EXIT_FAILURE);
+                // SAFETY: ends this process at once; nothing of the guard's may be cleaned up in its child.
+                unsafe { libc::_exit(code) }
+            }
+        }
+    }
+
+    fn take_reports(&mut self) {
+        for place in 0..self.shims.len() {
+            self.take_reports_of(place);
+        }
+    }
+
+    fn take_reports_of(&mut self, place: usize) {
+        while let Some(control) = &self.shims[place].control {
+            match wire::receive::<Report>(control.as_fd()) {
+                Ok(Received::Message(report, _)) => {
+                    self.shims[place].reported |= !matches!(report, Report::Started { .. });
+                    self.tell(&report);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => {
+                    let shim = &mut self.shims[place];
+                    shim.control = None;
+                    shim.kill_at.get_or_insert_with(|| Instant::now() + SHIM_PATIENCE);
+                    if !shim.reported {
+                        // Dead or dying. It is certainly dead when it is reaped, and its tree is then ours.
+                        process::send(shim.pid, libc::SIGKILL);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes every child that has ended. True when there are none left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match process::reap(None) {
+                Reaped::NoneYet => return false,
+                Reaped::NoChildren => return true,
+                Reaped::Child { pid, .. } => {
+                    if let Some(place) = self.shims.iter().position(|shim| shim.pid == pid) {
+                        self.part_from_shim(place);
+                    }
+                }
+            }
+        }
+    }
+
+    fn part_from_shim(&mut self, place: usize) {
+        // Its last words may still lie in the socket.
+        self.take_reports_of(place);
+        let shim = self.shims.swap_remove(place);
+        if shim.reported {
+            return;
+        }
+        tracing::error!(launch = shim.id, pid = shim.pid, "shim was lost, guard takes its tree over");
+        self.lost.push(Ending::lost(shim.id, shim.by_us, shim.fenced));
+        self.sweep = Some(Sweep::now());
+    }
+
+    fn kill_hung_shims(&mut self) {
+        let now = Instant::now();
+        for shim in &mut self.shims {
+            if shim.kill_at.is_some_and(|moment| moment <= now) {
+                tracing::error!(launch = shim.id, pid = shim.pid, "shim hangs and is killed");
+                process::send(shim.pid, libc::SIGKILL);
+                shim.kill_at = None;
+            }
+        }
+    }
+
+    /// Kills every child that is no shim, and what descends from it, until there is none.
+    fn sweep_when_due(&mut self) {
+        let Some(sweep) = &mut self.sweep else { return };
+        if Instant::now() < sweep.next_look {
+            return;
+        }
+        let guard = Pid::this().as_raw();
+        let shims = &self.shims;
+        match process::kill_strays(|stat| {
+            stat.parent == guard && !shims.iter().any(|shim| shim.pid == stat.pid)
+        }) {
+            Ok(found) if found.is_empty() => sweep.clean_looks += 1,
+            Ok(_) => sweep.clean_looks = 0,
+            Err(error) => tracing::error!(%error, "guard cannot list processes"),
+        }
+        sweep.next_look = Instant::now() + sweep.pause;
+        sweep.pause = (sweep.pause * 2).min(LONGEST_PAUSE);
+        if sweep.clean_looks < CLEAN_LOOKS {
+            return;
+        }
+        self.sweep = None;
+        for ending in std::mem::take(&mut self.lost) {
+            self.tell(&Report::Exited(ending));
+        }
+    }
+
+    fn tell(&mut self, report: &Report) {
+        if self.worker.is_none() {
+            return;
+        }
+        match serde_json::to_vec(report) {
+            Ok(bytes) => self.outgoing.push_back(bytes),
+            Err(error) => tracing::error!(%error, "guard cannot put a report into words"),
+        }
+    }
+
+    /// Sends what the worker takes now; a stopped worker must not stop the guard.
+    fn flush(&mut self) {
+        while let (Some(worker), Some(bytes)) = (&self.worker, self.outgoing.front()) {
+            match wire::send_bytes(worker.as_fd(), bytes, None) {
+                Ok(()) => {
+                    self.outgoing.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.raw_os_error() == Some(Errno::EPIPE as i32) => {
+                    self.part_from_worker("worker is gone");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "guard cannot reach its worker");
+                    self.part_from_worker("worker is taken for dead");
+                }
+            }
+        }
+    }
+}
+
+fn not_by_hand() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the guard is started by the worker, not by hand")
+}

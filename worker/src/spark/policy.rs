@@ -1,0 +1,473 @@
+//! What a job may ask of spark-submit: the flags that are known and their shapes, what is never allowed, and the
+//! operator's own rules.
+//!
+//! A flag and the Spark property that it stands for (`--executor-memory`, `spark.executor.memory`) are one thing here:
+//! a rule for one holds for the other.
+//!
+//! This module must not know how the command line is put together, nor where files lie.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The operator's rules, from the file that `spark.policy` names.
+///
+/// ```toml
+/// allow = ["*"]                               # what a job may set; flags or properties, `*` stands for anything
+/// deny = ["--packages", "spark.hadoop.fs.*"]  # what it may not; wins over allow
+/// [defaults]                                  # set where the job says nothing
+/// "spark.driver.memory" = "1g"
+/// [force]                                     # set whatever the job says
+/// "spark.master" = "spark://master:7077"
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    #[serde(default = "everything")]
+    allow: Vec<String>,
+    #[serde(default)]
+    deny: Vec<String>,
+    #[serde(default)]
+    defaults: BTreeMap<String, String>,
+    #[serde(default)]
+    force: BTreeMap<String, String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { allow: everything(), deny: Vec::new(), defaults: BTreeMap::new(), force: BTreeMap::new() }
+    }
+}
+
+fn everything() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+/// Why there is no policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error("the policy file {path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no policy.
+    #[error("the policy file {path} is not valid: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why, with line and column.
+        reason: String,
+    },
+}
+
+impl Policy {
+    /// Reads the operator's file.
+    ///
+    /// # Errors
+    /// [`PolicyError`], also when a rule is for a flag that nobody knows.
+    pub fn load(path: &Path) -> Result<Self, PolicyError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| PolicyError::Read { path: path.to_owned(), source })?;
+        let parse = |reason: String| PolicyError::Parse { path: path.to_owned(), reason };
+        let policy: Self = toml::from_str(&text).map_err(|error| parse(error.to_string()))?;
+        for (name, value) in policy.defaults.iter().chain(&policy.force) {
+            Setting::read(name, value).map_err(|fault| parse(format!("{name}: {fault}")))?;
+        }
+        Ok(policy)
+    }
+
+    /// Whether a job may set `setting`.
+    ///
+    /// # Errors
+    /// The rule that forbids it, in words.
+    pub fn judge(&self, setting: &Setting) -> Result<(), String> {
+        if let Some(pattern) = self.deny.iter().find(|pattern| setting.matches(pattern)) {
+            return Err(format!("is denied by the operator's policy (deny {pattern:?})"));
+        }
+        if !self.allow.iter().any(|pattern| setting.matches(pattern)) {
+            return Err("is not among what the operator's policy allows".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What is set where a job says nothing.
+    pub fn defaults(&self) -> impl Iterator<Item = Setting> {
+        self.defaults.iter().filter_map(|(name, value)| Setting::read(name, value).ok())
+    }
+
+    /// What is set whatever a job says.
+    pub fn forced(&self) -> impl Iterator<Item = Setting> {
+        self.force.iter().filter_map(|(name, value)| Setting::read(name, value).ok())
+    }
+}
+
+/// What a flag's value has to look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Anything that is not empty.
+    Text,
+    /// A whole number from 1.
+    Count,
+    /// A number with an optional unit, as `512m` or `512MB`.
+    Memory,
+    /// No value at all.
+    Bare,
+    /// A master that this version runs on.
+    Master,
+    /// `client`, the one mode of this version.
+    DeployMode,
+    /// Not for a job to set, and why.
+    Refused(&'static str),
+}
+
+const TRACKING: &str = "would break the following of the job; leave it out";
+const ISOLATION: &str = "names files of the worker's machine; give the properties themselves";
+const IDENTITY: &str = "runs the job as somebody else, which this version does not support";
+const CLUSTER_MODE: &str = "is for cluster mode, which this version does not support";
+const NO_RUN: &str = "does something other than run a job; leave it out";
+
+/// Every flag of spark-submit 3.x and 4.x, the property it stands for, and its shape.
+const FLAGS: [(&str, Option<&str>, Shape); 37] = [
+    ("--master", Some("spark.master"), Shape::Master),
+    ("--deploy-mode", Some("spark.submit.deployMode"), Shape::DeployMode),
+    ("--name", Some("spark.app.name"), Shape::Text),
+    ("--jars", Some("spark.jars"), Shape::Text),
+    ("--packages", Some("spark.jars.packages"), Shape::Text),
+    ("--exclude-packages", Some("spark.jars.excludes"), Shape::Text),
+    ("--repositories", Some("spark.jars.repositories"), Shape::Text),
+    ("--py-files", Some("spark.submit.pyFiles"), Shape::Text),
+    ("--files", Some("spark.files"), Shape::Text),
+    ("--archives", Some("spark.archives"), Shape::Text),
+    ("--driver-memory", Some("spark.driver.memory"), Shape::Memory),
+    ("--driver-java-options", Some("spark.driver.extraJavaOptions"), Shape::Text),
+    ("--driver-library-path", Some("spark.driver.extraLibraryPath"), Shape::Text),
+    ("--driver-class-path", Some("spark.driver.extraClassPath"), Shape::Text),
+    ("--driver-default-class-loader", None, Shape::Bare),
+    ("--driver-cores", Some("spark.driver.cores"), Shape::Count),
+    ("--executor-memory", Some("spark.executor.memory"), Shape::Memory),
+    ("--executor-cores", Some("spark.executor.cores"), Shape::Count),
+    ("--total-executor-cores", Some("spark.cores.max"), Shape::Count),
+    ("--num-executors", Some("spark.executor.instances"), Shape::Count),
+    ("--queue", Some("spark.yarn.queue"), Shape::Text),
+    ("--verbose", None, Shape::Bare),
+    ("-v", None, Shape::Bare),
+    ("--load-spark-defaults", None, Shape::Bare),
+    ("--supervise", Some("spark.driver.supervise"), Shape::Refused(CLUSTER_MODE)),
+    ("--class", None, Shape::Refused("names a JVM program; a job here is Python")),
+    ("--properties-file", None, Shape::Refused(ISOLATION)),
+    ("--proxy-user", None, Shape::Refused(IDENTITY)),
+    ("--principal", Some("spark.kerberos.principal"), Shape::Refused(IDENTITY)),
+    ("--keytab", Some("spark.kerberos.keytab"), Shape::Refused(IDENTITY)),
+    ("--remote", Some("spark.remote"), Shape::Refused("is for Spark Connect, which this version does not support")),
+    ("--kill", None, Shape::Refused(NO_RUN)),
+    ("--status", None, Shape::Refused(NO_RUN)),
+    ("--version", None, Shape::Refused(NO_RUN)),
+    ("--help", None, Shape::Refused(NO_RUN)),
+    ("-h", None, Shape::Refused(NO_RUN)),
+    ("--usage-error", None, Shape::Refused(NO_RUN)),
+];
+
+/// Properties without a flag that are not for a job to set.
+const PROPERTIES: [(&str, Shape); 4] = [
+    ("spark.yarn.submit.waitAppCompletion", Shape::Refused(TRACKING)),
+    ("spark.kubernetes.submission.waitAppCompletion", Shape::Refused(TRACKING)),
+    ("spark.standalone.submit.waitAppCompletion", Shape::Refused(TRACKING)),
+    ("spark.yarn.tags", Shape::Refused(TRACKING)),
+];
+
+/// One flag or property with its value, known to have the right shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The flag, when it was given as one or has no property.
+    flag: Option<&'static str>,
+    /// The property that it is or stands for.
+    property: Option<String>,
+    value: String,
+}
+
+impl Setting {
+    /// Takes a key of `jobParameters`, `targetEngine.sparkConf` or a policy with its value.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn read(name: &str, value: &str) -> Result<Self, String> {
+        if value.contains('\0') || name.contains('\0') {
+            return Err("has a NUL character".to_owned());
+        }
+        if matches!(name, "--conf" | "-c") {
+            let (property, value) = value.split_once('=').ok_or("gives no property; write it as name=value")?;
+            return Self::read_property(property.trim(), value);
+        }
+        if name.starts_with("spark.") {
+            return Self::read_property(name, value);
+        }
+        if !name.starts_with('-') {
+            return Err("is neither a flag of spark-submit (--…) nor a Spark property (spark.…)".to_owned());
+        }
+        let Some((flag, property, shape)) = FLAGS.iter().find(|(flag, _, _)| *flag == name) else {
+            return Err(format!("is no flag of spark-submit{}", nearest(name)));
+        };
+        let value = shape.check(value)?;
+        Ok(Self { flag: Some(flag), property: property.map(str::to_owned), value })
+    }
+
+    fn read_property(name: &str, value: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_graphic() && c != '=';
+        if !name.starts_with("spark.") || name.len() == "spark.".len() || !name.chars().all(plain) {
+            return Err(format!("{name:?} is no Spark property; their names start with spark."));
+        }
+        let of_flags = FLAGS.iter().filter_map(|(_, property, shape)| Some(((*property)?, *shape)));
+        let known = of_flags.chain(PROPERTIES).find(|(property, _)| *property == name);
+        let value = match known {
+            Some((_, shape)) => shape.check(value)?,
+            None => value.to_owned(),
+        };
+        Ok(Self { flag: None, property: Some(name.to_owned()), value })
+    }
+
+    /// The name under which two settings are the same: the property, else the flag.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        self.property.as_deref().or(self.flag).unwrap_or_default()
+    }
+
+    /// The value; empty for a bare flag.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// The flag, when it was given as one.
+    #[must_use]
+    pub fn flag(&self) -> Option<&'static str> {
+        self.flag
+    }
+
+    /// Whether the value must not stand where other users of the machine can read it. The words are those by which
+    /// Spark itself redacts (`spark.redaction.regex`).
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        let name = self.identity().to_ascii_lowercase();
+        ["secret", "password", "token", "access.key", "accesskey", "credential"].iter().any(|word| name.contains(word))
+            || name.ends_with(".key")
+    }
+
+    fn matches(&self, pattern: &str) -> bool {
+        let names = [self.flag, self.property.as_deref()];
+        let standing_for = FLAGS.iter().find(|(_, property, _)| property.is_some() && *property == self.property.as_deref());
+        names.into_iter().flatten().chain(standing_for.map(|(flag, _, _)| *flag)).any(|name| glob(pattern, name))
+    }
+}
+
+/// Whether `name` is what `pattern` stands for; `*` stands for any run of characters.
+fn glob(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|head| name.strip_prefix(head)) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let Some(found) = rest.find(part) else { return false };
+        rest = &rest[found + part.len()..];
+    }
+    true
+}
+
+fn nearest(name: &str) -> String {
+    let best = FLAGS
+        .iter()
+        .filter(|(_, _, shape)| !matches!(shape, Shape::Refused(_)))
+        .map(|(flag, _, _)| (strsim::damerau_levenshtein(name, flag), *flag))
+        .min();
+    match best {
+        Some((distance, flag)) if distance <= 3 => format!("; did you mean {flag}?"),
+        _ => String::new(),
+    }
+}
+
+impl Shape {
+    fn check(self, value: &str) -> Result<String, String> {
+        match self {
+            Self::Refused(reason) => Err(reason.to_owned()),
+            Self::Bare if value.is_empty() => Ok(String::new()),
+            Self::Bare => Err(format!("takes no value; give \"\" instead of {value:?}")),
+            _ if value.trim().is_empty() => Err("needs a value".to_owned()),
+            Self::Text => Ok(value.to_owned()),
+            Self::Count => match value.parse::<u32>() {
+                Ok(1..) => Ok(value.to_owned()),
+                _ => Err(format!("{value:?} is not a whole number from 1")),
+            },
+            Self::Memory => memory(value),
+            Self::Master => master(value),
+            Self::DeployMode if value == "client" => Ok(value.to_owned()),
+            Self::DeployMode => Err(CLUSTER_MODE.to_owned()),
+        }
+    }
+}
+
+/// `512MB` is what jobs say and `512m` what the JVM takes on its command line, where `--driver-memory` ends up.
+fn memory(value: &str) -> Result<String, String> {
+    let lower = value.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &lower[digits.len()..];
+    let number: u64 = digits.parse().unwrap_or(0);
+    let short = match unit {
+        "b" => return bytes(number).ok_or_else(|| format!("{value:?} is less than a megabyte")),
+        // spark-submit takes a bare number as megabytes.
+        "" | "m" | "mb" => "m",
+        "k" | "kb" => "k",
+        "g" | "gb" => "g",
+        "t" | "tb" => "t",
+        _ => "",
+    };
+    if number == 0 || short.is_empty() {
+        return Err(format!("{value:?} is no amount of memory; give for example 512m or 2g"));
+    }
+    Ok(format!("{number}{short}"))
+}
+
+fn bytes(number: u64) -> Option<String> {
+    (number >= 1 << 20).then(|| format!("{}m", number >> 20))
+}
+
+/// Where a job runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Master {
+    /// In one process on the worker's machine.
+    Local,
+    /// On a standalone cluster, with the driver on the worker's machine.
+    Standalone,
+}
+
+impl Master {
+    /// The kind of master that a value of `--master` names; `None` for one that this version does not run on.
+    #[must_use]
+    pub fn of(value: &str) -> Option<Self> {
+        if value.starts_with("spark://") && value.len() > "spark://".len() {
+            return Some(Self::Standalone);
+        }
+        let Some(rest) = value.strip_prefix("local") else { return None };
+        if rest.is_empty() {
+            return Some(Self::Local);
+        }
+        let inside = rest.strip_prefix('[')?.strip_suffix(']')?;
+        let (threads, failures) = inside.split_once(',').map_or((inside, "1"), |(n, f)| (n.trim(), f.trim()));
+        let count = |text: &str| matches!(text.parse::<u32>(), Ok(1..));
+        ((threads == "*" || count(threads)) && count(failures)).then_some(Self::Local)
+    }
+}
+
+fn master(value: &str) -> Result<String, String> {
+    if Master::of(value).is_some() {
+        return Ok(value.to_owned());
+    }
+    if value == "yarn" || value.starts_with("k8s://") || value.starts_with("mesos:") {
+        return Err(format!("{value:?} is a kind of cluster that this version does not run on; use local[*] or spark://"));
+    }
+    Err(format!("{value:?} is no master; give local[*], local[2] or spark://host:7077"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(name: &str, value: &str) -> String {
+        Setting::read(name, value).unwrap_err()
+    }
+
+    #[test]
+    fn flags_that_break_tracking_or_isolation_are_refused_in_either_spelling() {
+        for (name, value) in [
+            ("--class", "x"),
+            ("--deploy-mode", "cluster"),
+            ("spark.submit.deployMode", "cluster"),
+            ("--properties-file", "/etc/x"),
+            ("--proxy-user", "root"),
+            ("spark.yarn.tags", "x"),
+            ("spark.yarn.submit.waitAppCompletion", "false"),
+            ("--conf", "spark.kubernetes.submission.waitAppCompletion=false"),
+            ("--master", "yarn"),
+            ("spark.master", "k8s://x"),
+            ("--kill", "x"),
+        ] {
+            assert!(Setting::read(name, value).is_err(), "{name} {value}");
+        }
+    }
+
+    #[test]
+    fn a_flag_of_the_wrong_shape_is_told_what_is_wanted() {
+        assert_eq!(fault("--executor-memory", "lots"), "\"lots\" is no amount of memory; give for example 512m or 2g");
+        assert_eq!(fault("--executor-cores", "0"), "\"0\" is not a whole number from 1");
+        assert_eq!(fault("-v", "1"), "takes no value; give \"\" instead of \"1\"");
+        assert_eq!(fault("--executor-memry", "1g"), "is no flag of spark-submit; did you mean --executor-memory?");
+        assert_eq!(fault("memory", "1g"), "is neither a flag of spark-submit (--…) nor a Spark property (spark.…)");
+        assert_eq!(fault("--conf", "x"), "gives no property; write it as name=value");
+        assert_eq!(fault("--name", ""), "needs a value");
+    }
+
+    #[test]
+    fn memory_as_jobs_write_it_becomes_memory_as_the_jvm_reads_it() {
+        for (written, read) in [("512MB", "512m"), ("2g", "2g"), ("1 g", ""), ("1024", "1024m"), ("2147483648b", "2048m")] {
+            assert_eq!(memory(written).unwrap_or_default(), read, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_rule_for_a_flag_holds_for_its_property_and_the_other_way_round() {
+        let policy: Policy = toml::from_str(r#"deny = ["--packages", "spark.executor.*"]"#).unwrap();
+        for (name, value) in [("--packages", "a:b:1"), ("spark.jars.packages", "a:b:1"), ("--executor-memory", "1g")] {
+            assert!(policy.judge(&Setting::read(name, value).unwrap()).unwrap_err().contains("denied"), "{name}");
+        }
+        assert!(policy.judge(&Setting::read("--driver-memory", "1g").unwrap()).is_ok());
+        let policy: Policy = toml::from_str(r#"allow = ["--executor-*"]"#).unwrap();
+        assert!(policy.judge(&Setting::read("spark.executor.memory", "1g").unwrap()).is_ok());
+        assert!(policy.judge(&Setting::read("spark.executor.pyspark.memory", "1g").unwrap()).is_err());
+    }
+
+    #[test]
+    fn properties_that_hold_secrets_are_known_by_their_names() {
+        let secret = |name: &str| Setting::read(name, "x").unwrap().is_secret();
+        assert!(secret("spark.hadoop.fs.s3a.secret.key"));
+        assert!(secret("spark.hadoop.fs.s3a.access.key"));
+        assert!(secret("spark.ssl.keyPassword"));
+        assert!(secret("spark.my.Token"));
+        assert!(!secret("spark.sql.shuffle.partitions"));
+    }
+
+    #[test]
+    fn a_pattern_matches_as_a_reader_would_expect() {
+        for (pattern, name, expected) in [
+            ("*", "spark.a", true),
+            ("spark.*", "spark.a.b", true),
+            ("spark.*.b", "spark.a.b", true),
+            ("spark.*.b", "spark.a.c", false),
+            ("--x", "--xy", false),
+            ("*memory", "spark.driver.memory", true),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(glob(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn masters_that_this_version_runs_on_are_told_from_others() {
+        for local in ["local", "local[*]", "local[4]", "local[2,3]", "local[*, 2]"] {
+            assert_eq!(Master::of(local), Some(Master::Local), "{local}");
+        }
+        assert_eq!(Master::of("spark://h:7077"), Some(Master::Standalone));
+        for other in ["local[0]", "local[x]", "localhost", "yarn", "", "spark://", "local["] {
+            assert_eq!(Master::of(other), None, "{other}");
+        }
+    }
+}

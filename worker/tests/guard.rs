@@ -1,0 +1,947 @@
+//! The guard's promises, tried with real processes: what is started is told apart by a mark in its environment, and
+//! after every kind of death the tests look through `/proc` for anything that still carries it.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
+};
+use nix::unistd::Pid;
+use spark_runtime_worker::spark::guard::{
+    BootTime, Exit, ExitStatus, Guard, GuardError, Launch, LaunchError, Running, Step,
+};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
+
+/// How long anything may take on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const MARK: &str = "GUARD_TEST_MARK";
+const STAND_IN: &str = "GUARD_TEST_STAND_IN";
+
+/// A tree that hides in every way there is: in sessions and groups of its own, orphaned, deaf to signals.
+const TREE: &str = r#"
+setsid sh -c 'trap "" TERM HUP INT; sleep 1000 & sleep 1000 & wait; sleep 1000' &
+sh -c '(sleep 1000 &) ; exit'
+setsid sh -c '(setsid sleep 1000 &) ; exit'
+(trap "" TERM; sleep 1000) &
+echo ready
+sleep 1000
+"#;
+const TREE_SIZE: usize = 7;
+
+/// Tests that kill guards and count processes must not see each other's.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_spark-runtime"))
+}
+
+/// A folder, a mark, and what is needed to look for leftovers.
+struct Scene {
+    folder: TempDir,
+    mark: String,
+    _alone: Option<MutexGuard<'static, ()>>,
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let alone = ALONE.lock().await;
+        Scene { folder: TempDir::new().unwrap(), mark: uuid::Uuid::new_v4().to_string(), _alone: Some(alone) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("stdout")).unwrap_or_default()).into_owned()
+    }
+
+    fn launch(&self, program: &str, arguments: &[&str]) -> Launch {
+        launch_in(self.folder.path(), &self.mark, program, arguments)
+    }
+
+    fn shell(&self, script: &str) -> Launch {
+        self.launch("/bin/sh", &["-c", script])
+    }
+
+    async fn run(&self, guard: &Guard, script: &str) -> Exit {
+        guard.launch(self.shell(script)).await.unwrap().exited().await
+    }
+
+    /// Starts [`TREE`] and waits until all of it is there.
+    async fn tree(&self, guard: &Guard) -> Running {
+        let running = guard.launch(self.shell(TREE)).await.unwrap();
+        self.until_there_are(TREE_SIZE);
+        running
+    }
+
+    fn marked(&self) -> Vec<i32> {
+        marked(&self.mark)
+    }
+
+    fn until_there_are(&self, count: usize) {
+        until(
+            || self.marked().len() >= count,
+            || format!("{} of {count} processes came", self.marked().len()),
+        );
+    }
+
+    /// Not "soon": an end is told only when all is gone.
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        let left = self.marked();
+        assert!(left.is_empty(), "left over: {:?}", describe(&left));
+    }
+
+    #[track_caller]
+    fn until_none_is_left(&self) {
+        until(|| self.marked().is_empty(), || format!("left over: {:?}", describe(&self.marked())));
+    }
+}
+
+fn launch_in(folder: &Path, mark: &str, program: &str, arguments: &[&str]) -> Launch {
+    Launch {
+        program: program.into(),
+        arguments: arguments.iter().map(OsString::from).collect(),
+        environment: vec![("PATH".into(), "/usr/bin:/bin".into()), (MARK.into(), mark.into())],
+        directory: folder.into(),
+        stdout: folder.join("stdout"),
+        stderr: folder.join("stderr"),
+        log_limit: 1 << 20,
+    }
+}
+
+/// Waits for something that only `/proc` or a file can show.
+#[track_caller]
+fn until(mut reached: impl FnMut() -> bool, what: impl FnOnce() -> String) {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "waited in vain: {}", what());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn numbered_processes() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Living processes with this mark in their environment.
+fn marked(mark: &str) -> Vec<i32> {
+    let needle = format!("{MARK}={mark}");
+    let carries = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|text| text == needle.as_bytes())
+    };
+    numbered_processes().into_iter().filter(carries).collect()
+}
+
+fn describe(pids: &[i32]) -> Vec<String> {
+    let line = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    pids.iter().map(line).collect()
+}
+
+/// A line of `/proc/<pid>/status`; none for a process that is gone.
+fn status(pid: i32, key: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(':')?.trim().to_owned()))
+}
+
+fn alive(pid: i32) -> bool {
+    status(pid, "State").is_some_and(|state| !state.starts_with('Z'))
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let is_child = |pid: &i32| status(*pid, "PPid").is_some_and(|found| found == parent.to_string());
+    numbered_processes().into_iter().filter(is_child).collect()
+}
+
+fn parent(pid: u32) -> i32 {
+    status(pid.cast_signed(), "PPid").unwrap().parse().unwrap()
+}
+
+fn pid_of(guard: &Guard) -> i32 {
+    guard.pid().unwrap().cast_signed()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("waited in vain")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exit_codes_and_signals_are_told_as_they_were() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    for code in [0, 1, 7, 255] {
+        let exit = scene.run(&guard, &format!("exit {code}")).await;
+        assert_eq!(exit.status, ExitStatus::Code(code));
+        assert_eq!((exit.by_us, exit.fenced, exit.leftovers, exit.oom_killed), (false, false, 0, false));
+    }
+    // 40 is a real-time signal.
+    for number in [9, 11, 15, 40] {
+        let exit = scene.run(&guard, &format!("kill -{number} $$; sleep 1000")).await;
+        assert_eq!(exit.status, ExitStatus::Signal(number));
+        assert!(!exit.by_us);
+    }
+    scene.until_none_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_does_not_start_is_named_with_step_and_reason() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    fs::write(scene.path("plain"), "no program").unwrap();
+    fs::write(scene.path("no-interpreter"), "#!/nowhere/sh\n").unwrap();
+    Command::new("chmod").arg("+x").arg(scene.path("no-interpreter")).status().unwrap();
+    let plain = scene.path("plain");
+    let no_interpreter = scene.path("no-interpreter");
+    let good = || scene.launch("/bin/true", &[]);
+    let cases = [
+        (Launch { program: "/nowhere/program".into(), ..good() }, Step::Exec, libc::ENOENT),
+        (Launch { program: plain, ..good() }, Step::Exec, libc::EACCES),
+        (Launch { program: no_interpreter, ..good() }, Step::Exec, libc::ENOENT),
+        (Launch { arguments: vec!["x".repeat(200_000).into()], ..good() }, Step::Exec, libc::E2BIG),
+        (Launch { directory: scene.path("missing"), ..good() }, Step::Directory, libc::ENOENT),
+        (Launch { stdout: scene.path("missing/out"), ..good() }, Step::Stdout, libc::ENOENT),
+        (Launch { stderr: scene.folder.path().into(), ..good() }, Step::Stderr, libc::EISDIR),
+    ];
+    for (launch, step, errno) in cases {
+        let expected = launch.program.clone();
+        match guard.launch(launch).await.unwrap_err() {
+            LaunchError::Failed { program, step: found, source } => {
+                assert_eq!((program, found, source.raw_os_error()), (expected, step, Some(errno)));
+            }
+            other => panic!("{step:?}: {other:?}"),
+        }
+    }
+    let nul = Launch { environment: vec![("A".into(), "b\0c".into())], ..good() };
+    assert!(matches!(guard.launch(nul).await, Err(LaunchError::Nul { part: "environment", .. })));
+    assert_eq!(scene.run(&guard, "exit 0").await.status, ExitStatus::Code(0), "the guard goes on");
+    until(|| children(pid_of(&guard)).is_empty(), || "a shim stayed".into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_gets_exactly_its_environment_arguments_and_directory() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let environment: Vec<(OsString, OsString)> =
+        vec![("B".into(), "two words".into()), ("A".into(), "".into()), ("C".into(), "x=y".into())];
+    let launch = Launch { environment, ..scene.launch("/usr/bin/env", &["-0"]) };
+    assert_eq!(guard.launch(launch).await.unwrap().exited().await.status, ExitStatus::Code(0));
+    assert_eq!(scene.stdout(), "B=two words\0A=\0C=x=y\0");
+
+    let launch = scene.launch("/bin/sh", &["-c", r#"printf '%s|' "$0" "$@"; pwd"#, "zero", "", "a b", "*\n"]);
+    guard.launch(launch).await.unwrap().exited().await;
+    assert_eq!(scene.stdout(), format!("zero||a b|*\n|{}\n", scene.folder.path().display()));
+
+    assert_eq!(
+        fs::read(format!("/proc/{}/environ", pid_of(&guard))).unwrap(),
+        b"",
+        "the guard has no secrets"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_of_more_than_a_megabyte_arrives_whole() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let long = "x".repeat(120_000);
+    let mut arguments = vec!["-c", r#"echo $# ${#1} ${#12}"#, "sh"];
+    arguments.extend([long.as_str(); 12]);
+    guard.launch(scene.launch("/bin/sh", &arguments)).await.unwrap().exited().await;
+    assert_eq!(scene.stdout(), "12 120000 120000\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_the_worker_is_inherited() {
+    let scene = Scene::new().await;
+    let secret = scene.path("secret");
+    let open = fs::File::create(&secret).unwrap();
+    // A descriptor that lacks close-on-exec, as a careless library makes them.
+    // SAFETY: plain numbers; closed below.
+    let careless = unsafe { libc::dup(open.as_raw_fd()) };
+    let guard = Guard::start(binary()).await.unwrap();
+    let script = r#"ls -l /proc/$$/fd /proc/$PPID/fd >listed
+        grep -E '^Sig(Blk|Ign)' /proc/self/status; cat /proc/self/oom_score_adj
+        readlink /proc/self/fd/0; ps -o pgid= -p $$ | tr -d ' '"#;
+    let mut running = guard.launch(scene.shell(script)).await.unwrap();
+    let pid = running.pid;
+    assert_eq!(running.exited().await.status, ExitStatus::Code(0));
+    // SAFETY: it is ours.
+    unsafe { libc::close(careless) };
+
+    let listed = fs::read_to_string(scene.path("listed")).unwrap();
+    let of_program = listed.split("\n\n").find(|part| part.contains(&format!("/proc/{pid}/fd:"))).unwrap();
+    let count = of_program.lines().filter(|line| line.contains("->")).count();
+    assert!((3..=4).contains(&count), "0, 1, 2 and at most the shell's own: {of_program}");
+    let guards = fs::read_dir(format!("/proc/{}/fd", pid_of(&guard))).unwrap();
+    let guards: Vec<_> = guards.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).collect();
+    assert!(guards.len() >= 4, "the guard's own are seen: {guards:?}");
+    assert!(!guards.contains(&secret) && !listed.contains("secret"), "{guards:?}\n{listed}");
+
+    let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
+    let raised = (own + 500).min(1000);
+    let said = scene.stdout();
+    let [blocked, ignored, rest] = said.splitn(3, '\n').collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert_eq!(blocked, "SigBlk:\t0000000000000000");
+    let ignored = u64::from_str_radix(ignored.rsplit('\t').next().unwrap(), 16).unwrap();
+    // 32 and 33 belong to the C library, which does not let them be set.
+    assert_eq!(ignored & !(0b11 << 31), 0, "{ignored:x}");
+    assert_eq!(rest, format!("{raised}\n/dev/null\n{pid}\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_program_leaves_behind_is_killed_and_counted() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let script = "setsid sleep 1000 & (setsid sh -c 'sleep 1000 & wait' &); sleep 0.2; echo done; exit 4";
+    let exit = scene.run(&guard, script).await;
+    scene.nothing_is_left();
+    assert_eq!((exit.status, exit.leftovers, exit.by_us), (ExitStatus::Code(4), 3, false));
+    assert_eq!(scene.stdout(), "done\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terminate_asks_and_kill_does_not() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let polite = "trap 'echo asked; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut running = guard.launch(scene.shell(polite)).await.unwrap();
+    until(|| scene.stdout() == "ready\n", || scene.stdout());
+    running.terminate();
+    let exit = in_time(running.exited()).await;
+    assert_eq!((exit.status, exit.by_us), (ExitStatus::Code(7), true));
+    assert_eq!(scene.stdout(), "ready\nasked\n");
+
+    let deaf = "trap 'echo deaf' TERM; echo ready; setsid sh -c 'trap \"\" TERM; sleep 1000 & sleep 1000' & \
+                while :; do sleep 0.05; done";
+    let mut running = guard.launch(scene.shell(deaf)).await.unwrap();
+    until(|| scene.stdout() == "ready\n", || scene.stdout());
+    running.terminate();
+    until(|| scene.stdout() == "ready\ndeaf\n", || scene.stdout());
+    assert!(alive(running.pid.cast_signed()));
+    running.kill();
+    let exit = in_time(running.exited()).await;
+    assert_eq!((exit.status, exit.by_us, exit.fenced), (ExitStatus::Signal(9), true, false));
+    scene.nothing_is_left();
+    assert_eq!(in_time(running.exited()).await, exit, "it may be asked again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giving_up_a_running_or_a_launch_kills_the_tree() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    drop(scene.tree(&guard).await);
+    scene.until_none_is_left();
+
+    for _ in 0..20 {
+        // Polled once and dropped: the launch is on its way to the guard.
+        tokio::select! {
+            biased;
+            _ = guard.launch(scene.shell(TREE)) => panic!("cannot be ready at once"),
+            () = std::future::ready(()) => {}
+        }
+    }
+    // What was given up comes before this.
+    in_time(scene.run(&guard, "exit 0")).await;
+    scene.until_none_is_left();
+    until(|| children(pid_of(&guard)).is_empty(), || "a shim stayed".into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_guard_goes_with_its_last_handle_and_takes_the_trees_along() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let pid = pid_of(&guard);
+    let running = scene.tree(&guard).await;
+    drop(guard);
+    assert!(alive(pid), "a running program keeps it");
+    drop(running);
+    scene.until_none_is_left();
+    until(|| !alive(pid), || "the guard stayed".into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_or_service_manager_that_signals_everybody_does_not_end_the_guard() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut running = guard.launch(scene.shell("sleep 1000")).await.unwrap();
+    let shim = parent(running.pid);
+    assert_ne!(shim, pid_of(&guard));
+    for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE] {
+        signal(pid_of(&guard), ignored);
+        signal(shim, ignored);
+    }
+    running.terminate();
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Signal(15));
+    assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_guard_leaves_nothing_and_is_told() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut running = scene.tree(&guard).await;
+    signal(pid_of(&guard), Signal::SIGKILL);
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Lost);
+    scene.nothing_is_left();
+    in_time(guard.lost()).await;
+    assert_eq!(guard.pid(), None);
+    assert!(matches!(guard.launch(scene.shell("exit 0")).await, Err(LaunchError::GuardLost { .. })));
+
+    let next = Guard::start(binary()).await.unwrap();
+    assert_eq!(scene.run(&next, "exit 0").await.status, ExitStatus::Code(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guard_and_shims_killed_together_leave_nothing_to_the_worker() {
+    let scene = Scene::new().await;
+    let other = Guard::start(binary()).await.unwrap();
+    let mut bystander = other.launch(scene.launch("/bin/sleep", &["1001"])).await.unwrap();
+    // A child of the worker's own is nobody's orphan.
+    let mut own_child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut running = scene.tree(&guard).await;
+    let (guard_pid, shim) = (pid_of(&guard), parent(running.pid));
+    signal(guard_pid, Signal::SIGSTOP);
+    signal(shim, Signal::SIGKILL);
+    signal(guard_pid, Signal::SIGKILL);
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Lost);
+    assert_eq!(scene.marked(), [bystander.pid.cast_signed()]);
+    assert!(own_child.try_wait().unwrap().is_none());
+    own_child.kill().unwrap();
+    own_child.wait().unwrap();
+    bystander.kill();
+    assert_eq!(in_time(bystander.exited()).await.status, ExitStatus::Signal(9));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_shim_costs_its_own_tree_alone() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut bystander = guard.launch(scene.launch("/bin/sleep", &["1001"])).await.unwrap();
+    let mut running = guard.launch(scene.shell(TREE)).await.unwrap();
+    scene.until_there_are(TREE_SIZE + 1);
+    signal(parent(running.pid), Signal::SIGKILL);
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Lost);
+    assert_eq!(scene.marked(), [bystander.pid.cast_signed()]);
+    assert_eq!(scene.run(&guard, "exit 5").await.status, ExitStatus::Code(5));
+    bystander.kill();
+    assert_eq!(in_time(bystander.exited()).await.status, ExitStatus::Signal(9));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_shim_does_not_save_its_tree() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut running = scene.tree(&guard).await;
+    signal(parent(running.pid), Signal::SIGSTOP);
+    running.kill();
+    let exit = in_time(running.exited()).await;
+    assert_eq!((exit.status, exit.by_us), (ExitStatus::Signal(9), true));
+    scene.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_moment_passing_kills_all_and_refuses_until_a_later_one() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let after = |time| BootTime::now().checked_add(time);
+    guard.alive_until(after(Duration::from_secs(3600)));
+    let mut running = scene.tree(&guard).await;
+    let moment = after(Duration::from_millis(200)).unwrap();
+    guard.alive_until(Some(moment));
+    let exit = in_time(running.exited()).await;
+    assert!(BootTime::now() >= moment, "not too early");
+    assert_eq!((exit.status, exit.by_us, exit.fenced), (ExitStatus::Signal(9), true, true));
+    scene.nothing_is_left();
+
+    assert!(matches!(guard.launch(scene.shell("exit 0")).await, Err(LaunchError::Fenced { .. })));
+    // One that has passed already is no permission either, and the guard stays of use.
+    guard.alive_until(Some(moment));
+    assert!(matches!(guard.launch(scene.shell("exit 0")).await, Err(LaunchError::Fenced { .. })));
+    guard.alive_until(after(Duration::from_secs(3600)));
+    assert_eq!(scene.run(&guard, "exit 0").await.status, ExitStatus::Code(0));
+    guard.alive_until(None);
+    assert_eq!(scene.run(&guard, "exit 0").await.status, ExitStatus::Code(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_before_the_moment_costs_nothing() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let step = Duration::from_millis(300);
+    guard.alive_until(BootTime::now().checked_add(step));
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.1; done";
+    let mut running = guard.launch(scene.shell(script)).await.unwrap();
+    for line in ["2\n", "4\n", "6\n", "8\n", "10\n"] {
+        until(|| scene.stdout().contains(line), || scene.stdout());
+        guard.alive_until(BootTime::now().checked_add(step * 10));
+    }
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Code(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_hangs_past_the_moment_is_killed_by_the_worker() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut running = scene.tree(&guard).await;
+    signal(pid_of(&guard), Signal::SIGSTOP);
+    guard.alive_until(BootTime::now().checked_add(Duration::from_millis(100)));
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Lost);
+    scene.nothing_is_left();
+    in_time(guard.lost()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_was_abandoned_takes_everything_along() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut running = scene.tree(&guard).await;
+    signal(pid_of(&guard), Signal::SIGSTOP);
+    guard.abandon();
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Lost);
+    scene.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_is_no_guard_is_refused() {
+    let _scene = Scene::new().await;
+    assert!(matches!(Guard::start(Path::new("/nowhere/guard")).await, Err(GuardError::Start { .. })));
+    assert!(matches!(Guard::start(Path::new("/bin/true")).await, Err(GuardError::Silent { .. })));
+    let by_hand = Command::new(binary()).arg("guard").stdin(Stdio::null()).output().unwrap();
+    assert!(!by_hand.status.success());
+    let said = String::from_utf8_lossy(&by_hand.stderr);
+    assert!(said.contains("the guard is started by the worker, not by hand"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_speaks_nonsense_is_taken_for_dead() {
+    let scene = Scene::new().await;
+    for nonsense in
+        [&b"\xff\xfe not json"[..], b"{\"launch\":{\"id\":-1}}", b"[]", &[b'['; 8192], &[b'x'; 100_000]]
+    {
+        let (near, mut guard) = guard_by_hand();
+        launch_by_hand(&near, &scene);
+        scene.until_there_are(1);
+        sendmsg::<()>(near.as_raw_fd(), &[std::io::IoSlice::new(nonsense)], &[], MsgFlags::empty(), None)
+            .unwrap();
+        assert!(guard.wait().unwrap().success(), "it goes in good order");
+        scene.nothing_is_left();
+    }
+}
+
+/// A guard whose worker is the test itself.
+fn guard_by_hand() -> (OwnedFd, Child) {
+    let (near, far) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let guard = Command::new(binary()).arg("guard").stdin(Stdio::from(far)).spawn().unwrap();
+    let mut bytes = [0; 1024];
+    let length = recv(near.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
+    assert_eq!(&bytes[..length], b"\"ready\"");
+    (near, guard)
+}
+
+fn launch_by_hand(near: &OwnedFd, scene: &Scene) {
+    let mut texts = Vec::new();
+    for number in [1000_u64, 1, 1] {
+        texts.extend(number.to_le_bytes());
+    }
+    let (stdout, stderr) = (scene.path("stdout"), scene.path("stderr"));
+    let environment = format!("{MARK}={}", scene.mark);
+    for text in [stdout.to_str().unwrap(), stderr.to_str().unwrap(), "/", "/bin/sleep", "1000", &environment]
+    {
+        texts.extend(text.bytes());
+        texts.push(0);
+    }
+    let mut file = fs::File::from(memfd_create(c"launch", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.write_all(&texts).unwrap();
+    let descriptors = [file.as_raw_fd()];
+    let message = [std::io::IoSlice::new(br#"{"launch":{"id":1}}"#)];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    sendmsg::<()>(near.as_raw_fd(), &message, &rights, MsgFlags::empty(), None).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gigabyte_of_output_costs_neither_memory_nor_disk() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let script = "echo first; yes | head -c 1000000000; echo last; touch written; sleep 1000";
+    let mut running = guard.launch(scene.shell(script)).await.unwrap();
+    until(|| scene.path("written").exists(), || "still writing".into());
+    let high_water = status(parent(running.pid), "VmHWM").unwrap();
+    let high_water: u64 = high_water.trim_end_matches(" kB").trim().parse().unwrap();
+    assert!(high_water < 16 * 1024, "shim's memory in KiB: {high_water}");
+    let used: u64 = fs::read_dir(scene.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(used <= 1 << 20, "on disk: {used}");
+    running.kill();
+    let exit = in_time(running.exited()).await;
+    assert_eq!(exit.stdout.produced, 1_000_000_011);
+    assert_eq!(exit.stdout.left_out, 1_000_000_011 - (1 << 20));
+    assert_eq!(exit.stdout.not_written, 0);
+    let log = scene.stdout();
+    assert!(log.len() < (1 << 20) + 100, "{}", log.len());
+    assert!(log.starts_with("first\ny\ny\n") && log.ends_with("\ny\ny\nlast\n"));
+    assert!(log.contains(&format!("\n... {} bytes left out ...\n", exit.stdout.left_out)));
+    assert!(!scene.path("stdout.tail").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_the_log_and_not_the_program() {
+    let scene = Scene::new().await;
+    let disk = scene.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(&disk)
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        println!("skipped: needs the right to mount");
+        return;
+    }
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut launch = scene.shell("echo first; yes | head -c 5000000; echo last; echo ends well >&2");
+    launch.stdout = disk.join("stdout");
+    launch.log_limit = 100 << 20;
+    let result = in_time(guard.launch(launch).await.unwrap().exited()).await;
+    let log = fs::read(disk.join("stdout")).unwrap();
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+    assert_eq!(result.status, ExitStatus::Code(0));
+    assert_eq!(result.stdout.produced, 5_000_011);
+    assert!(result.stdout.not_written >= 5_000_011 - (1 << 20), "{:?}", result.stdout);
+    assert!(log.starts_with(b"first\ny\ny\n") && log.len() > 900_000, "{}", log.len());
+    assert_eq!(fs::read_to_string(scene.path("stderr")).unwrap(), "ends well\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_launches_at_once_and_one_after_another_all_end_well() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let launch = |number: usize| Launch {
+        stdout: scene.path(&format!("{number}.out")),
+        stderr: scene.path(&format!("{number}.err")),
+        ..scene.launch("/bin/true", &[])
+    };
+    let began = Instant::now();
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let (guard, launch) = (guard.clone(), launch(number));
+        all.spawn(async move { guard.launch(launch).await.unwrap().exited().await });
+    }
+    while let Some(exit) = in_time(all.join_next()).await {
+        assert_eq!(exit.unwrap().status, ExitStatus::Code(0));
+    }
+    println!("200 at once: {:?} each", began.elapsed() / 200);
+    let began = Instant::now();
+    for number in 0..200 {
+        let exit = guard.launch(launch(number)).await.unwrap().exited().await;
+        assert_eq!(exit.status, ExitStatus::Code(0));
+    }
+    println!("200 one after another: {:?} each", began.elapsed() / 200);
+    until(|| children(pid_of(&guard)).is_empty(), || "a shim stayed".into());
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", pid_of(&guard))).unwrap().count();
+    assert!(descriptors < 10, "the guard leaks descriptors: {descriptors}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_fork_on_and_on_do_not_outrun_the_kill() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    // 40 chains: every link starts the next one and goes, half of them in a session of its own.
+    fs::write(scene.path("hop"), "case $1 in *[02468]) setsid sh hop $1 & ;; *) sh hop $1 & ;; esac\n")
+        .unwrap();
+    let script = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); sh hop $i & done; sleep 1000";
+    let mut running = guard.launch(scene.shell(script)).await.unwrap();
+    scene.until_there_are(20);
+    running.kill();
+    let exit = in_time(running.exited()).await;
+    assert_eq!(exit.status, ExitStatus::Signal(9));
+    scene.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_and_processor_time_of_the_whole_tree_are_told() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let holder = "head -c 60000000 /dev/zero | tail -c 60000000 | (sleep 1.5; wc -c)";
+    let script = format!("({holder}) & ({holder}); wait; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done");
+    let exit = scene.run(&guard, &script).await;
+    assert_eq!(exit.status, ExitStatus::Code(0));
+    assert!((120_000_000..400_000_000).contains(&exit.peak_memory), "{}", exit.peak_memory);
+    let processor = exit.processor_time.as_secs_f64();
+    assert!((0.05..30.0).contains(&processor), "{processor}");
+
+    let small = scene.run(&guard, "exit 0").await;
+    assert!((1..20_000_000).contains(&small.peak_memory), "{}", small.peak_memory);
+    assert!(small.processor_time < Duration::from_millis(500), "not what others have used");
+}
+
+/// A worker that is another process, so that it can be killed. What it does is said in [`STAND_IN`].
+struct StandIn {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl StandIn {
+    fn start(scene: &Scene, role: &str) -> StandIn {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "stand_in_for_a_worker", "--ignored", "--nocapture"])
+            .env(STAND_IN, format!("{role} {} {}", scene.mark, scene.folder.path().display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap());
+        StandIn { process, said }
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.id().cast_signed()
+    }
+
+    /// The rest of the line that begins so.
+    fn wait_for(&mut self, beginning: &str) -> String {
+        let mut line = String::new();
+        while self.said.read_line(&mut line).unwrap() > 0 {
+            // The test runner of that process writes to the same place.
+            if let Some(place) = line.find(beginning) {
+                return line[place + beginning.len()..].trim().to_owned();
+            }
+            line.clear();
+        }
+        panic!("stand-in ended and did not say {beginning:?}");
+    }
+
+    fn guard(&self) -> Option<i32> {
+        children(self.pid()).first().copied()
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        // Already dead in most tests.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[ignore = "is started by other tests as a process of its own"]
+fn stand_in_for_a_worker() {
+    let Ok(orders) = std::env::var(STAND_IN) else { return };
+    let mut orders = orders.splitn(3, ' ');
+    let (role, mark, folder) = (orders.next().unwrap(), orders.next().unwrap(), orders.next().unwrap());
+    let launch = |script| launch_in(Path::new(folder), mark, "/bin/sh", &["-c", script]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let guard = Guard::start(binary()).await.unwrap();
+        match role {
+            "hold" => {
+                guard.alive_until(BootTime::now().checked_add(Duration::from_secs(3600)));
+                let _running = guard.launch(launch(TREE)).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "lease" => {
+                let _running = guard.launch(launch(TREE)).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                // Renewed as long as this process is awake.
+                loop {
+                    guard.alive_until(BootTime::now().checked_add(Duration::from_millis(1500)));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+            "churn" => {
+                println!("begun");
+                loop {
+                    let mut running = guard.launch(launch(TREE)).await.unwrap();
+                    let time = u64::from(running.pid % 8);
+                    let _ = tokio::time::timeout(Duration::from_millis(time), running.exited()).await;
+                }
+            }
+            "eat" => {
+                let eater = "head -c 1000000000 /dev/zero | tail -c 1000000000 >/dev/null";
+                let exit = guard.launch(launch(eater)).await.unwrap().exited().await;
+                println!("eaten {:?} {} {}", exit.status, exit.oom_killed, guard.pid().is_some());
+            }
+            other => panic!("unknown role {other}"),
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_worker_leaves_nothing() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "hold");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    scene.until_there_are(TREE_SIZE);
+    let shims = children(guard);
+    assert_eq!(shims.len(), 1);
+    worker.kill();
+    scene.until_none_is_left();
+    until(|| !alive(guard) && !alive(shims[0]), || "guard or shim stayed".into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_and_guard_killed_together_leave_nothing() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "hold");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    scene.until_there_are(TREE_SIZE);
+    let shims = children(guard);
+    signal(worker.pid(), Signal::SIGSTOP);
+    signal(guard, Signal::SIGKILL);
+    worker.kill();
+    scene.until_none_is_left();
+    until(|| !alive(shims[0]), || "the shim stayed".into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_stopped_is_fenced_when_its_moment_passes() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "lease");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    scene.until_there_are(TREE_SIZE);
+    signal(worker.pid(), Signal::SIGSTOP);
+    scene.until_none_is_left();
+    assert!(status(worker.pid(), "State").unwrap().starts_with('T'), "the worker sleeps on");
+    assert!(alive(guard), "the guard waits for what the worker says when it wakes");
+    signal(worker.pid(), Signal::SIGCONT);
+    worker.kill();
+    until(|| !alive(guard), || "the guard stayed".into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_kills_at_random_phases_leave_no_orphan() {
+    let scene = Scene::new().await;
+    for round in 0..50 {
+        let random = uuid::Uuid::new_v4();
+        let [kind, phase, ..] = *random.as_bytes();
+        let mut worker = StandIn::start(&scene, "churn");
+        if round % 5 != 0 {
+            worker.wait_for("begun");
+        }
+        // The phase is the point here: any moment will do.
+        std::thread::sleep(Duration::from_micros(u64::from(phase) * 150));
+        let guard = worker.guard();
+        match (kind % 3, guard) {
+            (0, Some(guard)) => {
+                signal(worker.pid(), Signal::SIGSTOP);
+                let _ = kill(Pid::from_raw(guard), Signal::SIGKILL);
+                worker.kill();
+            }
+            (1, Some(guard)) => {
+                let _ = kill(Pid::from_raw(guard), Signal::SIGKILL);
+                worker.kill();
+            }
+            _ => worker.kill(),
+        }
+        scene.until_none_is_left();
+        if let Some(guard) = guard {
+            until(|| !alive(guard), || format!("the guard stayed in round {round}"));
+        }
+    }
+}
+
+/// A memory cgroup of 128 MiB, if the machine lets us make one.
+struct MemoryCgroup(PathBuf);
+
+impl MemoryCgroup {
+    fn make(name: &str) -> Option<MemoryCgroup> {
+        for (root, limit) in
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+        {
+            let folder = Path::new(root).join(name);
+            if fs::create_dir(&folder).is_err() {
+                continue;
+            }
+            let made = MemoryCgroup(folder);
+            if made.0.join(limit).exists() && fs::write(made.0.join(limit), "134217728").is_ok() {
+                return Some(made);
+            }
+        }
+        None
+    }
+
+    fn until_empty(&self) {
+        let empty =
+            || fs::read_to_string(self.0.join("cgroup.procs")).is_ok_and(|pids| pids.trim().is_empty());
+        until(empty, || "somebody is still in the cgroup".into());
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        // Busy until the kernel has forgotten the last process in it.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_eats_the_memory_is_killed_before_its_worker_and_the_end_says_so() {
+    let scene = Scene::new().await;
+    let Some(cgroup) = MemoryCgroup::make(&format!("spark-guard-{}", scene.mark)) else {
+        println!("skipped: needs the right to make a memory cgroup");
+        return;
+    };
+    // The shell takes itself in, and what it becomes stays there: worker, guard and program share one limit.
+    let mut process = Command::new("/bin/sh")
+        .args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#])
+        .arg(&cgroup.0)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "stand_in_for_a_worker", "--ignored", "--nocapture"])
+        .env(STAND_IN, format!("eat {} {}", scene.mark, scene.folder.path().display()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(process.stdout.take().unwrap());
+    let mut worker = StandIn { process, said };
+    assert_eq!(worker.wait_for("eaten "), "Code(137) true true");
+    assert!(worker.process.wait().unwrap().success(), "the worker lives on");
+
+    // The program alone in the cgroup: the guard's own counter does not move, and the machine's is asked.
+    let guard = Guard::start(binary()).await.unwrap();
+    let eater = format!(
+        "echo $$ >{}/cgroup.procs; mkfifo zeroes; head -c 1000000000 /dev/zero >zeroes & exec tail -c 1000000000 zeroes",
+        cgroup.0.display()
+    );
+    let exit = in_time(guard.launch(scene.shell(&eater)).await.unwrap().exited()).await;
+    assert_eq!((exit.status, exit.by_us, exit.oom_killed), (ExitStatus::Signal(9), false, true));
+    assert!(exit.peak_memory > 64 << 20, "{}", exit.peak_memory);
+    drop(guard);
+
+    // And a SIGKILL from a stranger alone is not taken for that.
+    let guard = Guard::start(binary()).await.unwrap();
+    let exit = scene.run(&guard, "kill -9 $$").await;
+    assert!(!exit.oom_killed);
+    cgroup.until_empty();
+}
