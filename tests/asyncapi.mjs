@@ -42,14 +42,15 @@ for (const [what, spoil] of Object.entries(spoilers)) {
   }
 }
 
-// The whole document is known to the validator, since the schemas in it refer to their parts from its root. Strict
-// about unknown keywords; not about types that stand outside an `if`.
+// The schemas refer to their parts from the root of the document, so the validator gets them at their place below a
+// root. Strict about unknown keywords; not about types that stand outside an `if`.
 const ajv = new Ajv2020({ strict: true, strictTypes: false, strictRequired: false });
 addFormats(ajv);
-ajv.addSchema(asyncapi, 'urn:document', false, false);
+ajv.addVocabulary(['components']);
+ajv.addSchema({ components: asyncapi.components }, 'urn:document:asyncapi');
 const judges = new Map();
 for (const payload of ['job', 'event']) {
-  judges.set(payload, ajv.compile({ $ref: `urn:document#/components/schemas/${payload}/schema` }));
+  judges.set(payload, ajv.compile({ $ref: `urn:document:asyncapi#/components/schemas/${payload}/schema` }));
 }
 let agreed = 0;
 for (const { payload, what, document, valid } of messages) {

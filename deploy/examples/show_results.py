@@ -96,7 +96,7 @@ class Report:
     def scores(self, data):
         parts = sorted((self.folder / "scored").glob("part-*.csv"))
         rows = [row for part in parts for row in csv.reader(part.open(encoding="utf-8"))]
-        print(f"\nscores, in {self.folder / 'scored'}:")
+        print("\nfirst lines of the scored CSV:")
         for row in rows[:4]:
             print("  " + ",".join(row))
         print(f"  ... {max(0, len(rows) - 1)} passengers")

@@ -17,6 +17,9 @@ use serde_json::{Map, Number, Value};
 /// turn them into infinity.
 const LONGEST_NUMBER: usize = 400;
 
+/// Documents nested deeper are refused: Python 3.8 gives up on literals of about 90 levels.
+const DEEPEST: usize = 80;
+
 /// The key under which `serde_json` passes a number of arbitrary precision to a visitor. A document must not contain
 /// it: an object with this key would silently become a number.
 const NUMBER_TOKEN: &str = "$serde_json::private::Number";
@@ -57,7 +60,7 @@ pub fn step(pointer: &str, key: &str) -> String {
 ///
 /// # Errors
 /// Every duplicate key and every overlong number with its pointer; or the one fault that ended the reading (not UTF-8,
-/// not JSON, nested deeper than 127 levels), with line and column.
+/// not JSON, nested too deep), with line and column.
 pub fn parse(text: &[u8]) -> Result<Value, Vec<Fault>> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let text = std::str::from_utf8(text).map_err(|error| {
@@ -68,7 +71,7 @@ pub fn parse(text: &[u8]) -> Result<Value, Vec<Fault>> {
     }
     let reading = Reading::default();
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let document = Place { pointer: String::new(), reading: &reading }
+    let document = Place { pointer: String::new(), depth: 0, reading: &reading }
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value));
     let mut faults = reading.faults.into_inner();
@@ -85,7 +88,7 @@ pub fn parse(text: &[u8]) -> Result<Value, Vec<Fault>> {
 fn unreadable(error: &serde_json::Error) -> String {
     let reason = error.to_string();
     if reason.starts_with("recursion limit exceeded") {
-        return format!("is nested deeper than 127 levels (line {}, column {})", error.line(), error.column());
+        return format!("is nested deeper than {DEEPEST} levels (line {}, column {})", error.line(), error.column());
     }
     format!("is not JSON: {reason}")
 }
@@ -98,6 +101,7 @@ struct Reading {
 /// One value about to be read, and where it stands.
 struct Place<'a> {
     pointer: String,
+    depth: usize,
     reading: &'a Reading,
 }
 
@@ -148,9 +152,10 @@ impl<'de> Visitor<'de> for Place<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
+        let depth = self.deeper()?;
         loop {
             let pointer = format!("{}/{}", self.pointer, list.len());
-            match items.next_element_seed(Place { pointer, reading: self.reading })? {
+            match items.next_element_seed(Place { pointer, depth, reading: self.reading })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -165,11 +170,12 @@ impl<'de> Visitor<'de> for Place<'_> {
                 let digits: String = entries.next_value()?;
                 return self.number(&digits);
             }
+            let depth = self.deeper()?;
             let pointer = step(&self.pointer, &key);
             if object.contains_key(&key) && repeated.insert(key.clone()) {
                 self.fault(pointer.clone(), "the key stands here more than once; readers differ in which one they take");
             }
-            let value = entries.next_value_seed(Place { pointer, reading: self.reading })?;
+            let value = entries.next_value_seed(Place { pointer, depth, reading: self.reading })?;
             object.entry(key).or_insert(value);
         }
         Ok(Value::Object(object))
@@ -177,6 +183,14 @@ impl<'de> Visitor<'de> for Place<'_> {
 }
 
 impl Place<'_> {
+    /// The depth of what stands in this value.
+    fn deeper<E: de::Error>(&self) -> Result<usize, E> {
+        if self.depth >= DEEPEST {
+            return Err(E::custom(format_args!("recursion limit exceeded")));
+        }
+        Ok(self.depth + 1)
+    }
+
     fn number<E: de::Error>(self, digits: &str) -> Result<Value, E> {
         if digits.len() > LONGEST_NUMBER {
             let message = format!("the number has {} digits; at most {LONGEST_NUMBER} are read", digits.len());
@@ -218,8 +232,15 @@ mod tests {
         assert!(faults("{} {}")[0].contains("trailing characters"));
         assert!(faults("[NaN]")[0].starts_with("is not JSON"));
         assert!(faults(r#"["\ud800"]"#)[0].contains("surrogate") || faults(r#"["\ud800"]"#)[0].contains("hex escape"));
-        assert!(faults(&"[".repeat(200))[0].starts_with("is nested deeper than 127 levels"));
+        assert!(faults(&"[".repeat(200))[0].starts_with("is nested deeper than 80 levels"));
         assert_eq!(parse(b"[\"\xff\"]").unwrap_err()[0].to_string(), "is not UTF-8: byte 2 does not belong there");
+    }
+
+    #[test]
+    fn a_document_as_deep_as_python_reads_is_taken() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse(nested(80).as_bytes()).is_ok());
+        assert!(faults(&nested(81))[0].starts_with("is nested deeper than 80 levels"));
     }
 
     #[test]

@@ -584,3 +584,15 @@ fn message(payload: &str, what: &str, document: Value, valid: bool) -> Value {
     message.insert("valid".to_owned(), json!(valid));
     Value::Object(message)
 }
+
+/// What stands in the README is what was tried.
+#[test]
+fn the_readme_shows_the_example_clients_as_they_are() {
+    let readme = include_str!("../../README.md");
+    for (language, client) in [
+        ("python", include_str!("../../deploy/examples/clients/publish_and_follow.py")),
+        ("js", include_str!("../../deploy/examples/clients/follow.js")),
+    ] {
+        assert!(readme.contains(&format!("```{language}\n{client}```\n")), "the README's {language} client differs");
+    }
+}

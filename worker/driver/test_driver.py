@@ -1022,10 +1022,10 @@ class Hostile(DriverTest):
             """
             import os, signal, sys
             def score(a, b, c):
-                code = os.fork()
-                if code == 0:
+                child = os.fork()
+                if child == 0:
                     sys.exit(5)
-                assert os.waitpid(code, 0)[1] >> 8 == 5
+                assert os.waitpid(child, 0)[1] >> 8 == 5
                 child = os.fork()
                 if child == 0:
                     raise ValueError("in the child")
@@ -1035,9 +1035,9 @@ class Hostile(DriverTest):
                     return
                 assert os.waitpid(child, 0)[1] == 0
                 # This one outlives the driver.
-                keep, held = os.pipe()
                 child = os.fork()
                 if child == 0:
+                    signal.alarm(120)
                     signal.pause()
                 with open("child", "w") as file:
                     file.write(str(child))
@@ -1068,9 +1068,9 @@ class Hostile(DriverTest):
     def test_programs_that_the_model_starts_do_not_inherit_the_connection(self):
         ended = self.run_model(
             """
-            import os, subprocess, sys
+            import subprocess
             def score(a, b, c):
-                child = subprocess.Popen(["sleep", "1000"], close_fds=False)
+                child = subprocess.Popen(["sleep", "120"], close_fds=False)
                 with open("child", "w") as file:
                     file.write(str(child.pid))
             """

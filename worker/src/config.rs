@@ -135,8 +135,8 @@ pub static SETTINGS: &[Setting] = &[
         "worker.name",
         Kind::Name,
         "",
-        "The worker's name in events and at the broker. Two workers must not share one. When it is empty, a name is \
-         made of the host, the process id and four random digits.",
+        "The worker's name in events and at the broker. When it is empty, the host and the process id are taken. Four \
+         random characters are added, so that no two instances share a name.",
     ),
     setting(
         "worker.max_running",
@@ -236,7 +236,12 @@ pub static SETTINGS: &[Setting] = &[
         "",
         "The Spark installation. When it is empty, it is found by `SPARK_HOME`, then by the spark-submit on the PATH.",
     ),
-    setting("spark.submit", Kind::Path, "", "The path of spark-submit itself, where it is not `bin/spark-submit` of the installation."),
+    setting(
+        "spark.submit",
+        Kind::Path,
+        "",
+        "The path of spark-submit itself, where it is not `bin/spark-submit` of the installation.",
+    ),
     setting(
         "spark.master",
         Kind::Text,
@@ -357,11 +362,11 @@ pub struct BrokerSettings {
 /// Section `worker`.
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
-    /// The worker's name; empty when one is to be made.
+    /// What the worker's name begins with; empty when that is to be made.
     pub name: String,
-    /// How many jobs run at once; at least 1 (0 in the settings has become the number of processors).
+    /// How many jobs run at once; 0 stands for the number of processors.
     pub max_running: usize,
-    /// How many spark-submits start up at once; at least 1 (0 in the settings has become the number of processors).
+    /// How many spark-submits start up at once; 0 stands for the number of processors.
     pub max_submits: usize,
     /// How long running jobs may go on after the first SIGTERM.
     pub drain_grace: Duration,
@@ -379,8 +384,6 @@ pub struct JobSettings {
     /// How long a directory that was kept stays.
     pub keep_for: Duration,
     /// How long spark-submit may take until the driver is there.
-    pub submit_timeout: Duration,
-    /// How long it may take from the start of spark-submit to the driver's first word.
     pub submit_timeout: Duration,
     /// How long an attempt may run from there on.
     pub run_timeout: Duration,
@@ -547,8 +550,8 @@ impl Settings {
             },
             worker: WorkerSettings {
                 name: reader.text("worker.name"),
-                max_running: processors_if_zero(reader.count("worker.max_running")),
-                max_submits: processors_if_zero(reader.count("worker.max_submits")),
+                max_running: number(reader.count("worker.max_running")),
+                max_submits: number(reader.count("worker.max_submits")),
                 drain_grace: reader.span("worker.drain_grace"),
                 watchdog: reader.span("worker.watchdog"),
             },
@@ -560,7 +563,6 @@ impl Settings {
                     _ => Keep::Failed,
                 },
                 keep_for: reader.span("job.keep_for"),
-                submit_timeout: reader.span("job.submit_timeout"),
                 submit_timeout: reader.span("job.submit_timeout"),
                 run_timeout: reader.span("job.run_timeout"),
                 kill_grace: reader.span("job.kill_grace"),
@@ -609,12 +611,8 @@ impl Settings {
     }
 }
 
-fn processors_if_zero(count: u64) -> usize {
-    match usize::try_from(count) {
-        Ok(0) => std::thread::available_parallelism().map_or(1, usize::from),
-        Ok(count) => count,
-        Err(_) => usize::MAX,
-    }
+fn number(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 // ------------------------------------------------------------------------------------------------ what a setting takes
@@ -682,7 +680,11 @@ impl Kind {
             Self::Name => {
                 let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
                 let name = text()?;
-                if name.len() > 128 || !name.chars().all(fits) { Err(refused()) } else { Ok(Given::Text(name.into())) }
+                if name.len() > 128 || !name.chars().all(fits) {
+                    Err(refused())
+                } else {
+                    Ok(Given::Text(name.into()))
+                }
             }
             Self::Text => {
                 let text = text()?;
@@ -702,7 +704,13 @@ impl Kind {
                 let ValueKind::Array(items) = value else { return Err(refused()) };
                 let spans: Option<Vec<_>> = items
                     .iter()
-                    .map(|item| if let ValueKind::String(text) = &item.kind { duration(text, least, most) } else { None })
+                    .map(|item| {
+                        if let ValueKind::String(text) = &item.kind {
+                            duration(text, least, most)
+                        } else {
+                            None
+                        }
+                    })
                     .collect();
                 spans.filter(|spans| !spans.is_empty()).ok_or_else(refused).map(Given::Spans)
             }
@@ -711,7 +719,9 @@ impl Kind {
                     ValueKind::String(text) => text.parse::<ByteSize>().ok().map(|size| size.as_u64()),
                     other => whole(other),
                 };
-                size.filter(|size| *size >= least && *size <= i64::MAX as u64).ok_or_else(refused).map(Given::Size)
+                size.filter(|size| *size >= least && *size <= i64::MAX as u64)
+                    .ok_or_else(refused)
+                    .map(Given::Size)
             }
             Self::Choice(words) => {
                 let word = text()?;
@@ -731,7 +741,11 @@ impl Kind {
                 let ValueKind::Table(table) = value else {
                     return Err(format!("is {}; give {}", type_word(value), self.wanted()));
                 };
-                table.iter().map(|(name, value)| assignment(name, value)).collect::<Result<_, _>>().map(Given::Environment)
+                table
+                    .iter()
+                    .map(|(name, value)| assignment(name, value))
+                    .collect::<Result<_, _>>()
+                    .map(Given::Environment)
             }
         }
     }
@@ -750,7 +764,9 @@ fn assignment(name: &str, value: &Value) -> Result<(String, String), String> {
 
 fn variable(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > 255 || name.chars().any(|c| c == '=' || c.is_control()) {
-        return Err(format!("has {name:?}, which is no name of an environment variable; give one such as HADOOP_CONF_DIR"));
+        return Err(format!(
+            "has {name:?}, which is no name of an environment variable; give one such as HADOOP_CONF_DIR"
+        ));
     }
     if name.starts_with("SPARK_RUNTIME_") {
         return Err(format!("has {name}, which is a setting of the worker; no model may see these"));
@@ -772,11 +788,14 @@ fn duration(text: &str, least: Duration, most: Duration) -> Option<Duration> {
 }
 
 fn range(least: Duration, most: Duration) -> String {
-    let longest = if most == LONGEST { String::new() } else { format!(" of at most {}", duration_text(most)) };
+    let longest =
+        if most == LONGEST { String::new() } else { format!(" of at most {}", duration_text(most)) };
     match least {
         Duration::ZERO => format!("a duration{longest}"),
         MILLISECOND => format!("a duration above 0{}", longest.replacen(" of", " and", 1)),
-        least => format!("a duration of at least {}{}", duration_text(least), longest.replacen(" of", " and", 1)),
+        least => {
+            format!("a duration of at least {}{}", duration_text(least), longest.replacen(" of", " and", 1))
+        }
     }
 }
 
@@ -798,7 +817,8 @@ fn path(text: &str, may_be_bare: bool) -> Option<Option<PathBuf>> {
 /// A duration as it can be written in the settings.
 #[must_use]
 pub fn duration_text(duration: Duration) -> String {
-    SignedDuration::try_from(duration).map_or_else(|_| format!("{}s", duration.as_secs()), |span| format!("{span:#}"))
+    SignedDuration::try_from(duration)
+        .map_or_else(|_| format!("{}s", duration.as_secs()), |span| format!("{span:#}"))
 }
 
 /// A number of bytes as it can be written in the settings, in the largest unit that gives a whole number.
@@ -917,7 +937,10 @@ fn file_layer(sources: &Sources, faults: &mut Vec<SettingFault>) -> Layer {
     let sections = match ::config::File::from_str(&text, FileFormat::Toml).collect() {
         Ok(sections) => sections,
         Err(error) => {
-            faults.push(SettingFault(format!("the settings file {origin} is not TOML: {}", without_source(&error))));
+            faults.push(SettingFault(format!(
+                "the settings file {origin} is not TOML: {}",
+                without_source(&error)
+            )));
             return layer;
         }
     };
@@ -946,7 +969,8 @@ fn without_source(error: &ConfigError) -> String {
         ConfigError::FileParse { cause, .. } => cause.to_string(),
         other => other.to_string(),
     };
-    let is_source = |line: &&str| line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|');
+    let is_source =
+        |line: &&str| line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|');
     text.lines().filter(|line| !is_source(line)).map(str::trim).collect::<Vec<_>>().join(": ")
 }
 
@@ -958,7 +982,9 @@ fn environment_layer(environment: &[(OsString, OsString)], faults: &mut Vec<Sett
         let Some(name) = variable.strip_prefix(PREFIX) else {
             if let Some(meant) = SETTINGS.iter().find(|s| variable_of(s.key).replace("__", "_") == variable) {
                 let meant = variable_of(meant.key);
-                faults.push(SettingFault(format!("unknown environment variable {variable}; did you mean {meant}?")));
+                faults.push(SettingFault(format!(
+                    "unknown environment variable {variable}; did you mean {meant}?"
+                )));
             }
             continue;
         };
@@ -1041,16 +1067,17 @@ fn unknown(key: &str, origin: &str) -> SettingFault {
     SettingFault(format!("unknown setting `{key}` in {origin}{hint}"))
 }
 
-/// The known setting that `key` most likely stands for.
+/// The known setting, or section, that `key` most likely stands for.
 fn nearest(key: &str) -> Option<&'static str> {
     let leaf = |key: &str| key.rsplit('.').next().unwrap_or_default().to_lowercase();
-    let distance = |setting: &&Setting| strsim::damerau_levenshtein(&key.to_lowercase(), setting.key);
-    let same_leaf = SETTINGS.iter().filter(|setting| leaf(setting.key) == leaf(key)).min_by_key(distance);
-    if let Some(setting) = same_leaf {
-        return Some(setting.key);
+    let distance = |known: &&str| strsim::damerau_levenshtein(&key.to_lowercase(), known);
+    let keys = || SETTINGS.iter().map(|setting| setting.key);
+    let same_leaf = keys().filter(|known| leaf(known) == leaf(key)).min_by_key(distance);
+    if same_leaf.is_some() {
+        return same_leaf;
     }
-    let best = SETTINGS.iter().min_by_key(distance)?;
-    (distance(&best) <= (key.len() / 3).max(2)).then_some(best.key)
+    let best = keys().chain(sections()).min_by_key(distance)?;
+    (distance(&best) <= (key.len() / 3).max(2)).then_some(best)
 }
 
 /// The environment variable of a setting.
@@ -1134,8 +1161,14 @@ impl<'a> Reader<'a> {
         Self { merged, faults: RefCell::default(), read: Cell::new(0) }
     }
 
-    fn value(&self, key: &str) -> Option<(&'static Setting, Value)> {
-        Some((find(key)?, self.merged.get::<Value>(key).ok()?))
+    fn value(&self, key: &str) -> Option<(&'static Setting, &'a Value)> {
+        // Asked through serde, a value would forget its origin.
+        let mut value = &self.merged.cache;
+        for step in key.split('.') {
+            let ValueKind::Table(table) = &value.kind else { return None };
+            value = table.get(step)?;
+        }
+        Some((find(key)?, value))
     }
 
     fn take<T>(&self, key: &str, pick: impl FnOnce(Given) -> Option<T>) -> Option<T> {
@@ -1149,11 +1182,13 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&self, key: &str) -> String {
-        self.take(key, |given| if let Given::Text(text) = given { Some(text) } else { None }).unwrap_or_default()
+        self.take(key, |given| if let Given::Text(text) = given { Some(text) } else { None })
+            .unwrap_or_default()
     }
 
     fn texts(&self, key: &str) -> Vec<String> {
-        self.take(key, |given| if let Given::Texts(texts) = given { Some(texts) } else { None }).unwrap_or_default()
+        self.take(key, |given| if let Given::Texts(texts) = given { Some(texts) } else { None })
+            .unwrap_or_default()
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
@@ -1161,16 +1196,19 @@ impl<'a> Reader<'a> {
     }
 
     fn count(&self, key: &str) -> u64 {
-        let pick = |given| if let Given::Count(count) | Given::Size(count) = given { Some(count) } else { None };
+        let pick =
+            |given| if let Given::Count(count) | Given::Size(count) = given { Some(count) } else { None };
         self.take(key, pick).unwrap_or_default()
     }
 
     fn span(&self, key: &str) -> Duration {
-        self.take(key, |given| if let Given::Span(span) = given { Some(span) } else { None }).unwrap_or_default()
+        self.take(key, |given| if let Given::Span(span) = given { Some(span) } else { None })
+            .unwrap_or_default()
     }
 
     fn spans(&self, key: &str) -> Vec<Duration> {
-        self.take(key, |given| if let Given::Spans(spans) = given { Some(spans) } else { None }).unwrap_or_default()
+        self.take(key, |given| if let Given::Spans(spans) = given { Some(spans) } else { None })
+            .unwrap_or_default()
     }
 
     fn environment(&self, key: &str) -> BTreeMap<String, Secret> {
@@ -1186,15 +1224,21 @@ impl<'a> Reader<'a> {
             let source = value.origin().unwrap_or("default").to_owned();
             let Ok(given) = setting.kind.judge(&value.kind) else { continue };
             let key = setting.key.to_owned();
-            match (given, value.kind) {
+            match (given, &value.kind) {
                 (Given::Environment(table), ValueKind::Table(origins)) if !table.is_empty() => {
                     for (name, value) in table {
-                        let source = origins.get(&name).and_then(|value| value.origin()).unwrap_or("default").to_owned();
+                        let source = origins
+                            .get(&name)
+                            .and_then(|value| value.origin())
+                            .unwrap_or("default")
+                            .to_owned();
                         let value = if looks_secret(&name) { json!("***") } else { json!(value) };
                         effective.push(Effective { key: format!("{key}.{name}"), value, source });
                     }
                 }
-                (given, _) => effective.push(Effective { key, value: shown_json(setting.kind, &given), source }),
+                (given, _) => {
+                    effective.push(Effective { key, value: shown_json(setting.kind, &given), source })
+                }
             }
         }
         effective
@@ -1257,9 +1301,13 @@ pub fn reference() -> String {
             section = its_section;
             text.push_str(&format!("\n## {section}\n"));
         }
-        let default = if setting.default.is_empty() { "none".to_owned() } else { format!("`{}`", setting.default) };
+        let default =
+            if setting.default.is_empty() { "none".to_owned() } else { format!("`{}`", setting.default) };
         let wanted = setting.kind.wanted();
-        text.push_str(&format!("\n### `{}`\n\n{}\n\nTakes {wanted}. Default: {default}.\n", setting.key, setting.doc));
+        text.push_str(&format!(
+            "\n### `{}`\n\n{}\n\nTakes {wanted}. Default: {default}.\n",
+            setting.key, setting.doc
+        ));
     }
     text
 }
@@ -1290,7 +1338,10 @@ mod tests {
         let Err(SettingsError::Faults(faults)) = loaded else { panic!("no faults: {loaded:?}") };
         let without_folder = |fault: &SettingFault| {
             let words = fault.0.split(' ');
-            words.map(|word| word.find("/x.toml").map_or(word, |at| &word[at..])).collect::<Vec<_>>().join(" ")
+            words
+                .map(|word| word.find("/x.toml").map_or(word, |at| &word[at..]))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         faults.iter().map(without_folder).collect()
     }
@@ -1321,8 +1372,11 @@ mod tests {
         assert_eq!(settings.retry.delays, [5, 30, 120].map(Duration::from_secs));
         assert_eq!(settings.job.keep, Keep::Failed);
         assert_eq!(settings.spark.home, None);
-        assert_eq!(settings.job.directory, PathBuf::from(format!("/tmp/spark-runtime-{}", nix::unistd::getuid())));
-        assert!(settings.worker.max_running >= 1);
+        assert_eq!(
+            settings.job.directory,
+            PathBuf::from(format!("/tmp/spark-runtime-{}", nix::unistd::getuid()))
+        );
+        assert_eq!(settings.worker.max_running, 0);
         for shown in settings.effective() {
             assert_eq!(shown.source, "default");
         }
@@ -1344,7 +1398,11 @@ mod tests {
                 variable("HOME", "/root"),
                 variable("SPARK_RUNTIME_CACHE", "is no setting"),
             ],
-            overrides: vec!["worker.name=flag".into(), "worker.name=later".into(), "spark.environment.C.d=1=2".into()],
+            overrides: vec![
+                "worker.name=flag".into(),
+                "worker.name=later".into(),
+                "spark.environment.C.d=1=2".into(),
+            ],
             ..Sources::default()
         })
         .unwrap();
@@ -1352,8 +1410,12 @@ mod tests {
         assert_eq!(settings.worker.max_running, 7);
         assert_eq!(settings.retry.max_attempts, 2);
         assert_eq!(settings.retry.delays, [2, 3].map(Duration::from_secs));
-        let environment: Vec<_> = settings.spark.environment.iter().map(|(k, v)| (k.as_str(), v.expose())).collect();
-        assert_eq!(environment, [("A", "file"), ("B", "environment"), ("C.d", "1=2"), ("Mixed_Case__x", "environment")]);
+        let environment: Vec<_> =
+            settings.spark.environment.iter().map(|(k, v)| (k.as_str(), v.expose())).collect();
+        assert_eq!(
+            environment,
+            [("A", "file"), ("B", "environment"), ("C.d", "1=2"), ("Mixed_Case__x", "environment")]
+        );
         let source = |key: &str| settings.effective().iter().find(|e| e.key == key).unwrap().source.clone();
         assert_eq!(source("worker.name"), "--set");
         assert_eq!(source("worker.max_running"), path.display().to_string());
@@ -1392,7 +1454,28 @@ mod tests {
             limit = 1
             [[log.tail]]
         "#;
-        insta::assert_snapshot!(faults(of_file(text)).join("\n"), @"");
+        insta::assert_snapshot!(faults(of_file(text)).join("\n"), @r#"
+        `broker` in /x.toml is a section; write its settings below [broker]
+        `job.inline_output` in /x.toml is -1; give a size of at least 0B such as 64MiB or 512KB
+        `job.keep` in /x.toml is "sometimes"; give one of never, failed, always
+        `job.kill_grace` in /x.toml is "soon"; give a duration such as 10s, 2m or 1h 30m
+        `job.max_size` in /x.toml is "big"; give a size of at least 1KiB such as 64MiB or 512KB
+        `job.run_timeout` in /x.toml is "-1s"; give a duration of at least 1s such as 10s, 2m or 1h 30m
+        `log.limit` in /x.toml is 1; give a size of at least 16KiB such as 64MiB or 512KB
+        `log.tail` in /x.toml is [a table]; give a size of at least 0B such as 64MiB or 512KB
+        `retry.delays` in /x.toml is an empty list; give a list of at least one, each a duration above 0 and at most 672h, such as 5s, 30s, 2m
+        unknown setting `retry.max_atempts` in /x.toml; did you mean `retry.max_attempts`?
+        `retry.max_attempts` in /x.toml is 0; give a whole number from 1 to 1000
+        unknown setting `retyr` in /x.toml; did you mean `retry`?
+        `spark.environment` in /x.toml has "A=B", which is no name of an environment variable; give one such as HADOOP_CONF_DIR
+        `spark.pass_environment` in /x.toml has SPARK_RUNTIME__BROKER__URI, which is a setting of the worker; no model may see these
+        `spark.submit` in /x.toml is true; give a path
+        unknown setting `stray` in /x.toml
+        unknown setting `worker.max_attempts` in /x.toml; did you mean `retry.max_attempts`?
+        `worker.max_running` in /x.toml is "4"; give a whole number from 0 to 10000
+        `worker.name` in /x.toml is "a b"; give at most 128 letters, digits, '-', '_', '.', ':' or '@'
+        `worker.watchdog` in /x.toml is 60; give a duration of at least 1s such as 10s, 2m or 1h 30m
+        "#);
     }
 
     #[test]
@@ -1408,18 +1491,33 @@ mod tests {
             ("SPARK_RUNTIME__SPARK__ENVIRONMENT", "A=1"),
             ("SPARK_RUNTIME_BROKER_URI", "amqp://host"),
         ];
-        insta::assert_snapshot!(faults(of_environment(&environment)).join("\n"), @"");
-        insta::assert_snapshot!(faults(of_overrides(&["worker", "wroker.name=x", "job.keep.x=1", "retry.delays="])).join("\n"), @"");
+        insta::assert_snapshot!(faults(of_environment(&environment)).join("\n"), @r#"
+        unknown environment variable SPARK_RUNTIME_BROKER_URI; did you mean SPARK_RUNTIME__BROKER__URI?
+        unknown setting `job.keep.X` in SPARK_RUNTIME__JOB__KEEP__X; did you mean `job.keep`?
+        `job.run_timeout` in SPARK_RUNTIME__JOB__RUN_TIMEOUT is "abc"; give a duration of at least 1s such as 10s, 2m or 1h 30m
+        unknown setting `nonsense` in SPARK_RUNTIME__NONSENSE
+        `retry.delays` in SPARK_RUNTIME__RETRY__DELAYS is ["5s", "x"]; give a list of at least one, each a duration above 0 and at most 672h, such as 5s, 30s, 2m
+        unknown setting `retry.max_atempts` in SPARK_RUNTIME__RETRY__MAX_ATEMPTS; did you mean `retry.max_attempts`?
+        `spark.environment` in SPARK_RUNTIME__SPARK__ENVIRONMENT is a text; give a table of names and texts
+        `worker.max_running` in SPARK_RUNTIME__WORKER__MAX_RUNNING is "many"; give a whole number from 0 to 10000
+        `worker.max_submits` in SPARK_RUNTIME__WORKER__MAX_SUBMITS is empty; give a whole number from 0 to 10000
+        "#);
+        insta::assert_snapshot!(faults(of_overrides(&["worker", "wroker.name=x", "job.keep.x=1", "retry.delays="])).join("\n"), @r#"
+        --set "worker" has no `=`; give --set section.key=value
+        unknown setting `wroker.name` in --set; did you mean `worker.name`?
+        unknown setting `job.keep.x` in --set; did you mean `job.keep`?
+        `retry.delays` in --set is an empty list; give a list of at least one, each a duration above 0 and at most 672h, such as 5s, 30s, 2m
+        "#);
     }
 
     #[test]
     fn a_file_that_is_named_has_to_be_there_and_the_usual_one_may_be_missing() {
         let missing = PathBuf::from("/nowhere/x.toml");
         let named = Settings::load(&Sources { file: Some(missing.clone()), ..Sources::default() });
-        insta::assert_snapshot!(faults(named).join("\n"), @"");
+        insta::assert_snapshot!(faults(named).join("\n"), @"the settings file /x.toml cannot be read: No such file or directory (os error 2)");
         Settings::load(&Sources { fallback_file: Some(missing), ..Sources::default() }).unwrap();
         let endless = Settings::load(&Sources { file: Some("/dev/zero".into()), ..Sources::default() });
-        insta::assert_snapshot!(faults(endless).join("\n"), @"");
+        insta::assert_snapshot!(faults(endless).join("\n"), @"the settings file /dev/zero cannot be read: it has more than 1048576 bytes");
     }
 
     #[test]
@@ -1449,7 +1547,10 @@ mod tests {
 
     #[test]
     fn the_password_file_takes_the_place_of_the_password_in_the_address() {
-        assert_eq!(with_password("amqp://u:old@h:1/%2f", "p@:/#%ü"), "amqp://u:p%40%3A%2F%23%25%C3%BC@h:1/%2f");
+        assert_eq!(
+            with_password("amqp://u:old@h:1/%2f", "p@:/#%ü"),
+            "amqp://u:p%40%3A%2F%23%25%C3%BC@h:1/%2f"
+        );
         assert_eq!(with_password("amqp://u@h", "p"), "amqp://u:p@h");
         assert_eq!(with_password("amqp://h:1/v", "p"), "amqp://guest:p@h:1/v");
         assert_eq!(with_password("amqps://h?x=a@b", "p"), "amqps://guest:p@h?x=a@b");
@@ -1468,7 +1569,8 @@ mod tests {
 
     #[test]
     fn paths_are_made_absolute_and_a_bare_program_is_left_to_the_path() {
-        let settings = of_overrides(&["job.directory=attempts", "spark.python=python3", "spark.policy="]).unwrap();
+        let settings =
+            of_overrides(&["job.directory=attempts", "spark.python=python3", "spark.policy="]).unwrap();
         assert_eq!(settings.job.directory, std::env::current_dir().unwrap().join("attempts"));
         assert_eq!(settings.spark.python, Some("python3".into()));
         assert_eq!(settings.spark.policy, None);

@@ -19,8 +19,8 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ErrorKind};
 use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::topology::{
-    ATTEMPT_HEADER, DEAD_QUEUE, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, JOBS_EXCHANGE,
-    JOBS_KEY, RETURNS_HEADER, WORKER_HEADER,
+    ATTEMPT_HEADER, DEAD_QUEUE, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER,
+    JOBS_EXCHANGE, JOBS_KEY, RETURNS_HEADER, WORKER_HEADER,
 };
 
 /// What a replayed job does not carry on from its first life. The broker's own headers about dead-lettering begin with
@@ -90,7 +90,9 @@ pub enum DeadError {
     #[error("the broker has no {0}; run `spark-runtime topology declare`")]
     Missing(String),
     /// The copy was returned: the job is dead still.
-    #[error("the job was returned: {0}; it is dead still; is the topology declared (`spark-runtime topology declare`)?")]
+    #[error(
+        "the job was returned: {0}; it is dead still; is the topology declared (`spark-runtime topology declare`)?"
+    )]
     Unroutable(String),
     /// The copy was refused: the job is dead still.
     #[error("the broker refused the copy of the job, which is dead still; the queue of jobs may be full")]
@@ -106,7 +108,9 @@ pub enum DeadError {
 impl From<lapin::Error> for DeadError {
     fn from(error: lapin::Error) -> Self {
         match error.kind() {
-            ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404 => Self::Missing(amqp.get_message().to_string()),
+            ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404 => {
+                Self::Missing(amqp.get_message().to_string())
+            }
             _ => Self::Broker(error),
         }
     }
@@ -140,7 +144,8 @@ impl DeadQueue {
     /// # Errors
     /// [`DeadError`].
     pub async fn next(&self) -> Result<Option<Held>, DeadError> {
-        let got = self.patiently(self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default())).await?;
+        let got =
+            self.patiently(self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default())).await?;
         Ok(got.map(|message| Held { job: describe(&message.delivery), delivery: message.delivery }))
     }
 
@@ -182,7 +187,10 @@ impl DeadQueue {
         }
     }
 
-    async fn patiently<T>(&self, answer: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, DeadError> {
+    async fn patiently<T>(
+        &self,
+        answer: impl Future<Output = Result<T, lapin::Error>>,
+    ) -> Result<T, DeadError> {
         match tokio::time::timeout(self.patience, answer).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(DeadError::Silent(self.patience)),
@@ -198,7 +206,8 @@ fn describe(delivery: &Delivery) -> DeadJob {
         AMQPValue::ShortString(text) => Some(text.to_string()),
         _ => None,
     };
-    let died = properties.timestamp().and_then(|seconds| Timestamp::from_second(i64::try_from(seconds).ok()?).ok());
+    let died =
+        properties.timestamp().and_then(|seconds| Timestamp::from_second(i64::try_from(seconds).ok()?).ok());
     DeadJob {
         id: id(&delivery.data, properties.message_id().as_ref().map(|id| id.as_str())),
         attempt: header(ATTEMPT_HEADER).and_then(whole).unwrap_or(1),

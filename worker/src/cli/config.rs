@@ -32,9 +32,11 @@ pub(super) fn run(args: &Args, sources: &Sources) -> Result<Exit, CliError> {
 }
 
 fn table(effective: &[Effective]) -> String {
-    let rows: Vec<_> = effective.iter().map(|shown| (format!("{} = {}", shown.key, text(&shown.value)), shown)).collect();
+    let rows: Vec<_> =
+        effective.iter().map(|shown| (format!("{} = {}", shown.key, text(&shown.value)), shown)).collect();
     // One long address must not push every source off the screen.
-    let width = rows.iter().map(|(row, _)| row.chars().count()).filter(|width| *width <= 60).max().unwrap_or(0);
+    let width =
+        rows.iter().map(|(row, _)| row.chars().count()).filter(|width| *width <= 60).max().unwrap_or(0);
     let lines = rows.iter().map(|(row, shown)| format!("{row:width$}  ({})", shown.source));
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -139,7 +139,12 @@ fn show(args: &Args, held: &Held) -> Result<(), CliError> {
     }
     let job = &held.job;
     let mut lines = vec![format!("id: {}", job.id), format!("attempts: {}", job.attempt)];
-    let told = [("class", &job.failure_class), ("message", &job.failure_message), ("worker", &job.worker), ("died", &job.died)];
+    let told = [
+        ("class", &job.failure_class),
+        ("message", &job.failure_message),
+        ("worker", &job.worker),
+        ("died", &job.died),
+    ];
     for (name, text) in told {
         lines.extend(text.as_ref().map(|text| format!("{name}: {}", render::plain(text))));
     }

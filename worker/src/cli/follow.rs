@@ -43,7 +43,11 @@ pub(super) enum Heard {
 
 impl Follower {
     /// Connects and subscribes. When this returns, no event from now on is missed as long as the connection lasts.
-    pub(super) async fn start(settings: Settings, topic: Topic, name: &'static str) -> Result<Self, CliError> {
+    pub(super) async fn start(
+        settings: Settings,
+        topic: Topic,
+        name: &'static str,
+    ) -> Result<Self, CliError> {
         let (client, subscription) = subscribe(&settings, &topic, name).await?;
         let interrupts = signal(SignalKind::interrupt())
             .map_err(|error| CliError::Internal(format!("Ctrl-C cannot be listened for: {error}")))?;
@@ -108,7 +112,11 @@ impl Following {
 }
 
 /// The address is looked up anew each time: the password may have been changed.
-async fn subscribe(settings: &Settings, topic: &Topic, name: &str) -> Result<(Client, Subscription), CliError> {
+async fn subscribe(
+    settings: &Settings,
+    topic: &Topic,
+    name: &str,
+) -> Result<(Client, Subscription), CliError> {
     let client = Client::connect(&settings.endpoint()?, name).await?;
     let subscription = client.subscribe(topic).await?;
     Ok((client, subscription))

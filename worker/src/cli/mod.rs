@@ -51,7 +51,7 @@ struct Cli {
     /// What is logged on the standard error: a level, or levels by module.
     #[arg(long, global = true, value_name = "FILTER", default_value = "info", help_heading = "Everywhere")]
     log: String,
-    /// How it is logged.
+    /// How it is logged: lines for people, or one JSON object a line.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", help_heading = "Everywhere")]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -60,9 +60,7 @@ struct Cli {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
-    /// Lines for people.
     Text,
-    /// One JSON object a line.
     Json,
 }
 
@@ -249,7 +247,9 @@ impl CliError {
             Self::Connect(error) => of_connect(error),
             Self::Client(error) => match error {
                 ClientError::Connect(error) => of_connect(error),
-                ClientError::Unroutable(_) | ClientError::Missing(_) | ClientError::NoEvent(_) => Exit::Topology,
+                ClientError::Unroutable(_) | ClientError::Missing(_) | ClientError::NoEvent(_) => {
+                    Exit::Topology
+                }
                 ClientError::Refused | ClientError::Unconfirmed => Exit::Unavailable,
                 ClientError::Broker(error) => of_broker(error),
             },
@@ -329,7 +329,8 @@ fn of_usage(error: &clap::Error) -> Exit {
 }
 
 fn start_log(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter:?} is no filter: {error}"))?;
+    let filter =
+        EnvFilter::try_new(filter).map_err(|error| format!("--log {filter:?} is no filter: {error}"))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -373,7 +374,8 @@ fn wait(
     runtime: io::Result<tokio::runtime::Runtime>,
     verb: impl Future<Output = Result<Exit, CliError>>,
 ) -> Result<Exit, CliError> {
-    let runtime = runtime.map_err(|error| CliError::Internal(format!("the runtime cannot be started: {error}")))?;
+    let runtime =
+        runtime.map_err(|error| CliError::Internal(format!("the runtime cannot be started: {error}")))?;
     let ended = runtime.block_on(verb);
     // What came of the verb is known: a thread that hangs in a system call must not keep the process.
     runtime.shutdown_background();

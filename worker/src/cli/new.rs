@@ -54,7 +54,7 @@ pub(super) struct Args {
     /// A spark-submit flag (`--executor-memory=1g`) or a Spark property (`spark.executor.memory=1g`); may be repeated.
     #[arg(long = "conf", value_name = "KEY=VALUE", allow_hyphen_values = true)]
     flags: Vec<String>,
-    /// Give the job a random id, so that publishing it again is recognised as the same job.
+    /// Give the job a random id of its own. Without one it gets a new id each time that it is submitted.
     #[arg(long)]
     id: bool,
     /// Write the job to this file instead of the standard output.
@@ -73,7 +73,8 @@ enum Type {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
-    let text = serde_json::to_string_pretty(&job(args)?).map_err(|error| CliError::Internal(error.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(&job(args)?).map_err(|error| CliError::Internal(error.to_string()))?;
     if let Err(refusal) = Job::read(text.as_bytes(), Some(JobId::random().as_str())) {
         output::complain(&format!("{}; not written", render::faults(&refusal.faults)));
         return Ok(Exit::Rejected);
@@ -149,7 +150,8 @@ fn flags(given: &[String]) -> Result<(Map<String, Value>, Map<String, Value>), C
             name if name.starts_with("spark.") => &mut properties,
             name if name.starts_with('-') => &mut parameters,
             _ => {
-                let wanted = "give a flag such as --executor-memory=1g or a property such as spark.executor.memory=1g";
+                let wanted =
+                    "give a flag such as --executor-memory=1g or a property such as spark.executor.memory=1g";
                 return Err(CliError::Usage(format!("--conf {flag:?}: {wanted}")));
             }
         };
@@ -170,8 +172,8 @@ fn external(path: &Path) -> Result<Value, CliError> {
         given.to_owned()
     } else {
         // A driver has a current directory of its own: a relative path would mean something else there.
-        let absolute =
-            std::path::absolute(path).map_err(|source| CliError::Unreadable { path: path.to_owned(), source })?;
+        let absolute = std::path::absolute(path)
+            .map_err(|source| CliError::Unreadable { path: path.to_owned(), source })?;
         utf8(&absolute)?.to_owned()
     };
     let name = url.trim_end_matches('/').rsplit('/').next().unwrap_or(&url).to_owned();
@@ -210,7 +212,10 @@ fn sources(model: &Path, path: &Path) -> Result<Vec<Value>, CliError> {
     if fs::metadata(path).map_err(unreadable)?.is_dir() {
         python_files(path, &mut found).map_err(unreadable)?;
         if found.is_empty() {
-            return Err(CliError::Usage(format!("--source {}: the folder has no Python file", path.display())));
+            return Err(CliError::Usage(format!(
+                "--source {}: the folder has no Python file",
+                path.display()
+            )));
         }
     } else {
         found.push(path.to_owned());
@@ -302,7 +307,8 @@ fn write(path: &Path, text: &str, force: bool) -> io::Result<()> {
 
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::create_new(path)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.write_all(b"\n")).and_then(|()| file.sync_all());
+    let written =
+        file.write_all(text.as_bytes()).and_then(|()| file.write_all(b"\n")).and_then(|()| file.sync_all());
     written.inspect_err(|_| drop(fs::remove_file(path)))
 }
 

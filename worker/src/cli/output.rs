@@ -14,7 +14,10 @@ use super::CliError;
 /// [`CliError::Closed`] when nobody reads any more; [`CliError::Unwritable`].
 pub fn line(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.write_all(b"\n"))
+        .and_then(|()| stdout.flush());
     written.map_err(|source| match source.kind() {
         io::ErrorKind::BrokenPipe => CliError::Closed,
         _ => CliError::Unwritable { path: "the standard output".into(), source },
@@ -26,7 +29,8 @@ pub fn line(text: &str) -> Result<(), CliError> {
 /// # Errors
 /// As [`line`]; [`CliError::Internal`] for what cannot be JSON.
 pub fn json(value: &impl Serialize) -> Result<(), CliError> {
-    let text = serde_json::to_string(value).map_err(|error| CliError::Internal(format!("no JSON: {error}")))?;
+    let text =
+        serde_json::to_string(value).map_err(|error| CliError::Internal(format!("no JSON: {error}")))?;
     line(&text)
 }
 

@@ -85,7 +85,8 @@ impl Progress {
     fn spin(&mut self, text: &str) {
         let spinner = self.spinner.get_or_insert_with(|| {
             let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
-            let spinner = ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            let spinner = ProgressBar::new_spinner()
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             spinner.enable_steady_tick(Duration::from_millis(120));
             spinner
         });
@@ -201,7 +202,8 @@ fn headline(event: &Event) -> String {
     let data = &event.data;
     match event.kind() {
         Some(kind @ EventKind::Completed) => {
-            let attempts = if data.attempt > 1 { format!(" at attempt {}", data.attempt) } else { String::new() };
+            let attempts =
+                if data.attempt > 1 { format!(" at attempt {}", data.attempt) } else { String::new() };
             let result = match data.job_result {
                 Some(JobResult::Failure) => ", with result FAILURE",
                 _ => "",
@@ -209,7 +211,8 @@ fn headline(event: &Event) -> String {
             format!("{kind}{}{attempts}{result}", took(event))
         }
         Some(kind @ EventKind::Failed) => {
-            let attempts = if data.attempt > 1 { format!(" at attempt {}", data.attempt) } else { String::new() };
+            let attempts =
+                if data.attempt > 1 { format!(" at attempt {}", data.attempt) } else { String::new() };
             match &data.failure {
                 Some(failure) => format!("{kind}{attempts} ({}): {}", failure.class, plain(&failure.message)),
                 None => format!("{kind}{attempts}"),
@@ -309,7 +312,9 @@ fn reason(failure: &Failure) -> String {
 
 /// As ` in 12.3 s`, from when a worker took the job to its end; empty when the event does not tell.
 fn took(event: &Event) -> String {
-    let (Some(taken), Some(ended)) = (event.data.job_wait_time, event.data.job_end_time) else { return String::new() };
+    let (Some(taken), Some(ended)) = (event.data.job_wait_time, event.data.job_end_time) else {
+        return String::new();
+    };
     match u64::try_from(ended.saturating_sub(taken)) {
         Ok(millis) => format!(" in {}", seconds(millis)),
         Err(_) => String::new(),
@@ -400,14 +405,32 @@ mod tests {
                 data.failure = Some(failure(FailureClass::Lost, "the worker is gone"));
             }),
             event(EventKind::Completed, |_| {}),
-            event(EventKind::Failed, |data| data.failure = Some(failure(FailureClass::Model, "ValueError: no\nsuch\u{1b}[2Jcolumn"))),
+            event(EventKind::Failed, |data| {
+                data.failure = Some(failure(FailureClass::Model, "ValueError: no\nsuch\u{1b}[2Jcolumn"))
+            }),
             event(EventKind::Cancelled, |data| data.message = Some("on request".into())),
             event(EventKind::Rejected, |data| data.faults = Some(vec![Fault::new("/id", "is missing")])),
-            Event { cloud_event_type: "spark-runtime.job.paused.v1".into(), ..event(EventKind::Staged, |_| {}) },
+            Event {
+                cloud_event_type: "spark-runtime.job.paused.v1".into(),
+                ..event(EventKind::Staged, |_| {})
+            },
         ];
         let lines: Vec<_> = events.iter().map(line).collect();
         assert!(lines.iter().all(|line| line.lines().count() == 1));
-        insta::assert_snapshot!(lines.join("\n"), @"");
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        2026-05-04T10:20:30Z job-1 accepted by host-17-ab12
+        2026-05-04T10:20:30Z job-1 accepted by host-17-ab12, attempt 2
+        2026-05-04T10:20:30Z job-1 staged
+        2026-05-04T10:20:30Z job-1 submitted
+        2026-05-04T10:20:30Z job-1 submitted as app-1, to be seen at http://cluster/app-1
+        2026-05-04T10:20:30Z job-1 running
+        2026-05-04T10:20:30Z job-1 retrying in 5 s as attempt 2; attempt 1 ended: lost: the worker is gone
+        2026-05-04T10:20:30Z job-1 completed in 12.3 s
+        2026-05-04T10:20:30Z job-1 failed: model: ValueError: no such\u{1b}[2Jcolumn
+        2026-05-04T10:20:30Z job-1 cancelled: on request
+        2026-05-04T10:20:30Z job-1 rejected: 1 fault
+        2026-05-04T10:20:30Z job-1 spark-runtime.job.paused.v1
+        "#);
     }
 
     #[test]
@@ -421,7 +444,28 @@ mod tests {
             ]));
             data.resources = Some(Resources { peak_memory_bytes: 536_870_912, processor_seconds: 20.44 });
         });
-        insta::assert_snapshot!(outcome(&completed), @"");
+        insta::assert_snapshot!(outcome(&completed), @r#"
+        completed in 12.3 s
+        results:
+        {
+          "auc": 0.93,
+          "matrix": [
+            [
+              1,
+              2
+            ],
+            [
+              3,
+              4
+            ]
+          ]
+        }
+        outputs:
+          summary.json, 2 bytes, in the event
+          large.bin, 104857600 bytes, at file://host/attempt/large.bin
+          scored.csv, at /data/scored.csv
+        used at most 512.0 MiB of memory, 20.4 s of processor time
+        "#);
         let rejected_records = event(EventKind::Completed, |data| {
             data.attempt = 2;
             data.job_result = Some(JobResult::Failure);
@@ -429,7 +473,10 @@ mod tests {
             data.results = Some(Value::Null);
             data.output_data = Some(json!([]));
         });
-        insta::assert_snapshot!(outcome(&rejected_records), @"");
+        insta::assert_snapshot!(outcome(&rejected_records), @"
+        completed in 12.3 s at attempt 2, with result FAILURE
+        3 input records rejected by schema
+        ");
     }
 
     #[test]
@@ -453,7 +500,33 @@ mod tests {
                 ..failure(FailureClass::Model, "ValueError: no such column")
             });
         });
-        insta::assert_snapshot!(outcome(&failed), @"");
+        insta::assert_snapshot!(outcome(&failed), @r#"
+        failed (model): ValueError: no such column
+          model_source_code.py:12 in score: raise ValueError("no such column")
+        the traceback ends with:
+          ... 10 lines before
+          line 11\u{7}
+          line 12\u{7}
+          line 13\u{7}
+          line 14\u{7}
+          line 15\u{7}
+          line 16\u{7}
+          line 17\u{7}
+          line 18\u{7}
+          line 19\u{7}
+          line 20\u{7}
+          line 21\u{7}
+          line 22\u{7}
+          line 23\u{7}
+          line 24\u{7}
+          line 25\u{7}
+          line 26\u{7}
+          line 27\u{7}
+          line 28\u{7}
+          line 29\u{7}
+          line 30\u{7}
+        log: host:/var/spark/job-1/1/stderr.log
+        "#);
     }
 
     #[test]
@@ -463,10 +536,18 @@ mod tests {
             data.failure = Some(Failure {
                 log_tail: Some("Exception in thread \"main\"\nno master\n".into()),
                 exit_code: Some(1),
-                ..failure(FailureClass::Submit, "spark-submit ended with exit code 1 before the driver started")
+                ..failure(
+                    FailureClass::Submit,
+                    "spark-submit ended with exit code 1 before the driver started",
+                )
             });
         });
-        insta::assert_snapshot!(outcome(&failed), @"");
+        insta::assert_snapshot!(outcome(&failed), @r#"
+        failed at attempt 3 (submit): spark-submit ended with exit code 1 before the driver started
+        the log ends with:
+          Exception in thread "main"
+          no master
+        "#);
     }
 
     #[test]
@@ -474,9 +555,14 @@ mod tests {
         let rejected = event(EventKind::Rejected, |data| {
             data.faults = Some(vec![Fault::new("/jobType", "is missing"), Fault::new("", "is too large")]);
         });
-        insta::assert_snapshot!(outcome(&rejected), @"");
+        insta::assert_snapshot!(outcome(&rejected), @"
+        rejected:
+        /jobType: is missing
+        is too large
+        2 faults
+        ");
         let cancelled = event(EventKind::Cancelled, |data| data.message = Some("on request".into()));
-        insta::assert_snapshot!(outcome(&cancelled), @"");
+        insta::assert_snapshot!(outcome(&cancelled), @"cancelled: on request");
     }
 
     #[test]
@@ -495,7 +581,10 @@ mod tests {
 
     #[test]
     fn what_a_model_writes_cannot_drive_the_terminal() {
-        assert_eq!(plain("a\u{1b}[31mb\r\nc\td\u{9b}e\u{202e}f\rg"), "a\\u{1b}[31mb\nc\td\\u{9b}e\\u{202e}f\\rg");
+        assert_eq!(
+            plain("a\u{1b}[31mb\r\nc\td\u{9b}e\u{202e}f\rg"),
+            "a\\u{1b}[31mb\nc\td\\u{9b}e\\u{202e}f\\rg"
+        );
         assert_eq!(one_line("a\n  b\n\nc"), "a b  c");
         assert_eq!(one_line(&"ä".repeat(400)).chars().count(), LONGEST_LINE + 3);
     }

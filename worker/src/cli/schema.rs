@@ -8,17 +8,14 @@ use super::{CliError, Exit, output};
 /// Arguments of `schema`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What to describe.
+    /// The job or the event (JSON Schema), or the exchanges and messages (AsyncAPI).
     what: What,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum What {
-    /// The job: JSON Schema.
     Job,
-    /// The event: JSON Schema.
     Event,
-    /// The exchanges and messages: AsyncAPI.
     Asyncapi,
 }
 

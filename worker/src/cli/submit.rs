@@ -48,7 +48,9 @@ pub(super) struct Args {
 
 fn expiration(text: &str) -> Result<Duration, String> {
     let signed: Option<SignedDuration> = text.parse().ok();
-    let given = signed.and_then(|span| Duration::try_from(span).ok()).filter(|span| *span >= Duration::from_millis(1));
+    let given = signed
+        .and_then(|span| Duration::try_from(span).ok())
+        .filter(|span| *span >= Duration::from_millis(1));
     // The broker takes no more milliseconds than fit into 32 bits.
     let given = given.filter(|span| span.as_millis() < u128::from(u32::MAX));
     given.ok_or_else(|| "give a duration above 0 and below 49 days, such as 30s, 10m or 1h 30m".to_owned())

@@ -10,7 +10,7 @@ use crate::config::Settings;
 /// Arguments of `topology`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What to do.
+    /// Declare what is missing (what is there must be the same), or verify and declare nothing.
     action: Action,
     /// Print JSON: an object with `exchanges`, `queues` and `differences`.
     #[arg(long)]
@@ -19,9 +19,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Action {
-    /// Declare what is missing; what is there must be the same.
     Declare,
-    /// Compare what is there, and declare nothing.
     Verify,
 }
 

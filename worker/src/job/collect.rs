@@ -28,6 +28,9 @@ use crate::spark::client_mode::{STANDARD_ERROR, STANDARD_OUTPUT};
 use crate::spark::guard::ExitStatus;
 use crate::spark::report::{FailureKind, Word};
 
+/// The exit code of a driver that cannot reach the worker.
+const DRIVER_CUT_OFF: i32 = 70;
+
 /// Reads what the application left and judges how the attempt ended.
 pub async fn collect(context: &Context, job: Job, staged: &Staged, tracked: Tracked, course: &mut Course) -> End {
     let limits = Limits {
@@ -99,8 +102,11 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         return Verdict::Stopped(StopReason::DeliveryLost);
     }
     match ending.report.take() {
-        // Only both together are a success; it counts even when the end was asked for in the same moment.
-        Some(Word::Completed { results }) if exit_code == Some(0) => return Verdict::Completed(results),
+        // Only both together are a success. One that was there before the end was asked for counts; one that came after
+        // may be what a model makes of a signal.
+        Some(Word::Completed { results }) if exit_code == Some(0) && (cut.is_none() || ending.report_came_first) => {
+            return Verdict::Completed(results);
+        }
         Some(Word::Failed { kind, exception, functions }) if cut.is_none() => {
             return raised(kind, exception, &functions, &ending, job, exit_code);
         }
@@ -156,6 +162,10 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
             how_it_ended(&ending)
         );
         return failed(FailureClass::Model, message, false);
+    }
+    if ending.exit.status == ExitStatus::Code(DRIVER_CUT_OFF) {
+        let message = "the driver could not reach the worker over its socket; see the log".to_owned();
+        return failed(FailureClass::Infrastructure, message, true);
     }
     let message = format!("spark-submit {} before the driver was there; see the log", how_it_ended(&ending));
     failed(FailureClass::Submit, message, true)
@@ -329,7 +339,7 @@ mod tests {
             leftovers: 0,
             oom_killed: false,
         };
-        Ending { report, started, unreadable: None, exit }
+        Ending { report, report_came_first: true, started, unreadable: None, exit }
     }
 
     fn verdict(ending: Ending, cut: Option<Cut>) -> Verdict {
@@ -342,6 +352,13 @@ mod tests {
             Verdict::Failed { failure, may_pass } => (failure.class, failure.message, may_pass),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn failure_of_deadline() -> Verdict {
+        let mut failure =
+            plain(FailureClass::Timeout, "the job ran longer than 24 h (job.run_timeout) and was ended".to_owned());
+        failure.exit_code = Some(0);
+        Verdict::Failed { failure: Box::new(failure), may_pass: false }
     }
 
     fn completed() -> Option<Word> {
@@ -382,6 +399,9 @@ mod tests {
         assert_eq!((hung.0, hung.2), (FailureClass::Submit, true));
         let stopped = |report, reason| verdict(ending(report, true, ExitStatus::Code(0)), Some(Cut::Stopped(reason)));
         assert!(matches!(stopped(completed(), StopReason::GiveBack), Verdict::Completed(_)));
+        let mut answered = ending(completed(), true, ExitStatus::Code(0));
+        answered.report_came_first = false;
+        assert_eq!(verdict(answered, Some(Cut::RunDeadline)), failure_of_deadline());
         assert_eq!(stopped(None, StopReason::Cancel), Verdict::Stopped(StopReason::Cancel));
         // Who has lost a job says nothing about it, not even that it is done.
         assert_eq!(stopped(completed(), StopReason::DeliveryLost), Verdict::Stopped(StopReason::DeliveryLost));

@@ -7,6 +7,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use spark_runtime_protocol::asset::DRIVER;
 use tokio::sync::Mutex;
@@ -118,7 +119,7 @@ impl ClientMode {
             Err(LaunchError::GuardLost { .. }) => self.guard().await?.launch(launch).await?,
             other => other?,
         };
-        Ok(Box::new(ClientApplication { running, reports: Some(reports), report: None, started: false, unreadable: None }))
+        Ok(Box::new(ClientApplication { running, reports: Some(reports), report: None, asked_first: AtomicBool::new(false), started: false, unreadable: None }))
     }
 }
 
@@ -137,6 +138,8 @@ struct ClientApplication {
     /// Gone once the driver has said its last word.
     reports: Option<Reports>,
     report: Option<Word>,
+    /// It was asked to end before it had said its last word.
+    asked_first: AtomicBool,
     started: bool,
     unreadable: Option<String>,
 }
@@ -203,8 +206,15 @@ impl ClientApplication {
         }
     }
 
+    fn asked(&self) {
+        if self.report.is_none() {
+            self.asked_first.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn ended(&mut self, exit: super::guard::Exit) -> Change {
         Change::Ended(Box::new(Ending {
+            report_came_first: !self.asked_first.load(Ordering::Relaxed),
             report: self.report.take(),
             started: self.started,
             unreadable: self.unreadable.take(),
@@ -223,10 +233,12 @@ impl Application for ClientApplication {
     }
 
     fn terminate(&self) {
+        self.asked();
         self.running.terminate();
     }
 
     fn kill(&self) {
+        self.asked();
         self.running.kill();
     }
 }

@@ -72,6 +72,9 @@ pub enum Change {
 pub struct Ending {
     /// The driver's last word, if it left one.
     pub report: Option<Word>,
+    /// The last word came before the application was first asked to end. A word that came later may be the model's answer
+    /// to the signal.
+    pub report_came_first: bool,
     /// Whether the driver was ever there.
     pub started: bool,
     /// Why the driver's words could not be read, if so.

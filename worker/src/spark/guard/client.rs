@@ -457,12 +457,14 @@ impl Waiting {
 
 /// Makes sure that the guard is dead, and kills all that it has left.
 fn bury(guard: Option<Child>) {
-    if let Some(mut guard) = guard {
-        // It is dead or dying, or it has said nonsense.
-        let _ = guard.kill();
-        // That it cannot be waited for means that it is gone.
-        let _ = guard.wait();
-        lock(&LIVING).remove(&pid_of(&guard));
+    let Some(mut guard) = guard else { return };
+    // It is dead or dying, or it has said nonsense.
+    let _ = guard.kill();
+    let ended = guard.wait();
+    lock(&LIVING).remove(&pid_of(&guard));
+    if ended.is_ok_and(|status| status.success()) {
+        // A guard that goes in good order has seen its last child go before.
+        return;
     }
     if let Err(error) = kill_orphans() {
         tracing::error!(%error, "worker cannot list processes");

@@ -166,13 +166,16 @@ pub(super) fn kill_strays(is_root: impl Fn(&Stat) -> bool) -> io::Result<Vec<Sta
         if stat.zombie {
             return;
         }
-        // A group dies as one, in the middle of a fork too. All of a group is in one session, and the sessions of
-        // a tree hold nothing but that tree.
-        if stat.group > 1 && stat.group != own_group && groups.insert(stat.group) {
-            send(-stat.group, libc::SIGKILL);
-        }
         kill_exactly(&stat);
+        if stat.group > 1 && stat.group != own_group {
+            groups.insert(stat.group);
+        }
     })?;
+    // A group dies as one, with those that were born meanwhile. All of a group is in one session, and the sessions of
+    // a tree hold nothing but that tree. Last, so that each process was seen alive and could be counted.
+    for group in groups {
+        send(-group, libc::SIGKILL);
+    }
     Ok(found)
 }
 

@@ -125,6 +125,9 @@ impl Sweep {
 struct Server {
     /// Absent once the worker is gone.
     worker: Option<OwnedFd>,
+    /// The same socket afterwards. It stays open to the end, so that its end of file tells a worker that has only
+    /// let go of its guard when all is done.
+    parted: Option<OwnedFd>,
     signals: SignalFd,
     timer: TimerFd,
     surroundings: Surroundings,
@@ -160,6 +163,7 @@ impl Server {
         wire::send(worker.as_fd(), &Report::Ready, None)?;
         Ok(Server {
             worker: Some(worker),
+            parted: None,
             signals,
             timer,
             surroundings: Surroundings::look(),
@@ -246,7 +250,7 @@ impl Server {
     }
 
     fn part_from_worker(&mut self, why: &'static str) {
-        self.worker = None;
+        self.parted = self.worker.take();
         self.outgoing.clear();
         let launches = self.shims.len();
         if launches > 0 {

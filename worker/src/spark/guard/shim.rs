@@ -144,8 +144,7 @@ fn start(launch: OwnedFd, surroundings: &Surroundings) -> Result<Started, (Step,
     let at = |step: Step| move |error: io::Error| (step, errno_of(&error));
     let texts = LaunchTexts::read(launch).map_err(at(Step::Decode))?;
     let view = texts.view().ok_or((Step::Decode, libc::EBADMSG))?;
-    let log =
-        |path: &CStr| Log::create(Path::new(OsStr::from_bytes(path.to_bytes())), view.log_limit);
+    let log = |path: &CStr| Log::create(Path::new(OsStr::from_bytes(path.to_bytes())), view.log_limit);
     let stdout_log = log(view.stdout).map_err(at(Step::Stdout))?;
     let stderr_log = log(view.stderr).map_err(at(Step::Stderr))?;
     let pipe = || unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| (Step::Pipe, errno as i32));

@@ -1,0 +1,11 @@
+//! Jobs through a real RabbitMQ and real worker processes, with a spark-submit that does as it is told; what only the
+//! real Spark can show is in `spark`.
+
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+mod broker;
+mod command_line;
+mod faults;
+mod hostile;
+mod life;
+mod spark;

@@ -1,0 +1,1 @@
+//! What only the real Spark can show. `tests/run` says where it is.

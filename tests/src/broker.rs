@@ -1,0 +1,277 @@
+//! A real RabbitMQ for the tests, started by `deploy/broker` and removed when the test program ends.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot have its broker cannot go on")]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+use spark_runtime_protocol::client::{Client, Submission, Subscription, Topic};
+use spark_runtime_protocol::connect::Endpoint;
+use spark_runtime_protocol::topology::Topology;
+use spark_runtime_protocol::{Event, EventKind, JobId};
+
+use crate::PATIENCE;
+
+/// The broker that all tests of a program share.
+#[derive(Debug)]
+pub struct Broker {
+    directory: PathBuf,
+    settings: HashMap<String, String>,
+}
+
+static SHARED: OnceLock<Broker> = OnceLock::new();
+
+extern "C" fn remove_shared() {
+    if let Some(broker) = SHARED.get() {
+        broker.command("remove");
+    }
+}
+
+impl Broker {
+    /// The broker of this test program; started when it is first asked for.
+    pub fn shared() -> &'static Self {
+        SHARED.get_or_init(|| {
+            // SAFETY: the function is safe to call at any time, the end of the process included.
+            unsafe { libc::atexit(remove_shared) };
+            Self::start(&[])
+        })
+    }
+
+    /// A broker of a test's own. `environment` goes to `deploy/broker`.
+    #[must_use]
+    pub fn start(environment: &[(&str, &str)]) -> Self {
+        let directory = std::env::temp_dir().join(format!("spark-runtime-test-broker-{}", uuid::Uuid::new_v4().simple()));
+        let mut broker = Self { directory, settings: HashMap::new() };
+        broker.up(environment);
+        broker
+    }
+
+    /// Starts it again where it was.
+    pub fn up(&mut self, environment: &[(&str, &str)]) {
+        let started = Command::new(crate::project().join("deploy/broker"))
+            .arg("up")
+            .arg(&self.directory)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .output()
+            .expect("deploy/broker starts");
+        assert!(started.status.success(), "no broker: {}", String::from_utf8_lossy(&started.stderr));
+        let settings = std::fs::read_to_string(self.directory.join("broker.env")).unwrap();
+        self.settings = settings.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
+    }
+
+    /// Stops it in order; its data stays.
+    pub fn down(&self) {
+        self.command("down");
+    }
+
+    /// Kills it and removes its data.
+    pub fn remove(&self) {
+        self.command("remove");
+    }
+
+    fn command(&self, verb: &str) {
+        let ended = Command::new(crate::project().join("deploy/broker"))
+            .arg(verb)
+            .arg(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        if !ended.is_ok_and(|status| status.success()) {
+            eprintln!("deploy/broker {verb} failed for {}", self.directory.display());
+        }
+    }
+
+    /// The port for AMQP.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.settings["AMQP_PORT"].parse().unwrap()
+    }
+
+    /// A virtual host that nobody else uses, without anything in it.
+    #[must_use]
+    pub fn vhost(&'static self) -> Vhost {
+        self.named_vhost()
+    }
+
+    fn named_vhost(&'static self) -> Vhost {
+        let name = format!("test-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        self.http("PUT", &format!("/api/vhosts/{name}"), None);
+        let everything = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        let user = &self.settings["HTTP_USER"];
+        self.http("PUT", &format!("/api/permissions/{name}/{user}"), Some(&everything));
+        Vhost { broker: self, name }
+    }
+
+    /// Asks the management interface. An answer that is no JSON is null.
+    ///
+    /// # Panics
+    /// When it does not answer, or with an error.
+    pub fn http(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let (status, answer) = self.http_status(method, path, body);
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    /// Asks the management interface; gives the status too.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn http_status(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let authority = self.settings["HTTP_URI"].trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let login = format!("{}:{}", self.settings["HTTP_USER"], self.settings["HTTP_PASSWORD"]);
+        let login = base64::engine::general_purpose::STANDARD.encode(login);
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let mut stream = TcpStream::connect(&authority).expect("the management interface answers");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: {authority}\r\nAuthorization: Basic {login}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, serde_json::from_str(text).unwrap_or(Value::Null))
+    }
+}
+
+/// A test's own virtual host.
+#[derive(Debug)]
+pub struct Vhost {
+    broker: &'static Broker,
+    name: String,
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        // The broker is removed with everything on it; a test that ends while it is down must not fail by this.
+        if TcpStream::connect(("127.0.0.1", self.broker.port())).is_ok() {
+            self.broker.http_status("DELETE", &format!("/api/vhosts/{}", self.name), None);
+        }
+    }
+}
+
+impl Vhost {
+    /// The address of the virtual host, with user and password.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        self.uri_at(self.broker.port())
+    }
+
+    /// The same by way of another port.
+    #[must_use]
+    pub fn uri_at(&self, port: u16) -> String {
+        let (user, password) = (&self.broker.settings["HTTP_USER"], &self.broker.settings["HTTP_PASSWORD"]);
+        format!("amqp://{user}:{password}@127.0.0.1:{port}/{}", self.name)
+    }
+
+    /// The broker that it is on.
+    #[must_use]
+    pub fn broker(&self) -> &'static Broker {
+        self.broker
+    }
+
+    /// Asks the management interface about this virtual host: `{}` in `path` stands for its name.
+    pub fn http(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        self.broker.http(method, &path.replace("{}", &self.name), body)
+    }
+
+    /// A client of its own.
+    pub async fn client(&self) -> Client {
+        let endpoint = Endpoint::new(&self.uri(), Duration::from_secs(10)).unwrap();
+        Client::connect(&endpoint, "test").await.unwrap()
+    }
+
+    /// A virtual host with the service's topology and a client that follows all events.
+    pub async fn ready(delays: &[Duration]) -> Ready {
+        let vhost = Broker::shared().vhost();
+        let endpoint = Endpoint::new(&vhost.uri(), Duration::from_secs(10)).unwrap();
+        let connection = endpoint.connect("test topology").await.unwrap();
+        Topology::new(delays).declare(&connection).await.unwrap();
+        let _ = connection.close(200, "done".into()).await;
+        let client = vhost.client().await;
+        let events = client.subscribe(&Topic::All).await.unwrap();
+        Ready { vhost, client, events, seen: Vec::new() }
+    }
+
+    /// The number of messages in a queue, those that are not acknowledged included.
+    ///
+    /// Counted on the spot by a passive declaration, which counts only ready ones, plus what the management interface
+    /// knows of unacknowledged ones.
+    pub fn messages(&self, queue: &str) -> u64 {
+        let (_, answer) = self.broker.http_status("GET", &format!("/api/queues/{}/{queue}", self.name), None);
+        answer["messages"].as_u64().unwrap_or(u64::MAX)
+    }
+}
+
+/// A virtual host with everything on it, and an ear for all events.
+#[derive(Debug)]
+pub struct Ready {
+    /// Where.
+    pub vhost: Vhost,
+    /// Publishes.
+    pub client: Client,
+    /// Hears.
+    pub events: Subscription,
+    /// Every event that was heard so far.
+    pub seen: Vec<Event>,
+}
+
+impl Ready {
+    /// Publishes a job under an id.
+    pub async fn publish(&self, id: &str, body: impl Into<Vec<u8>>) {
+        self.client.publish(&Submission::new(JobId::new(id).unwrap(), body.into())).await.unwrap();
+    }
+
+    /// Waits for an event of a job of one of these kinds. Those that were heard before count, each once.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub async fn heard(&mut self, id: &str, kinds: &[EventKind]) -> Event {
+        let matching = |event: &Event| event.subject.as_str() == id && event.kind().is_some_and(|k| kinds.contains(&k));
+        if let Some(event) = self.seen.iter().find(|event| matching(event)) {
+            return event.clone();
+        }
+        loop {
+            let event = tokio::time::timeout(PATIENCE, self.events.next()).await;
+            let event = event.unwrap_or_else(|_| panic!("no {kinds:?} for {id}; heard {:#?}", self.story(id))).unwrap();
+            let event = event.expect("the subscription goes on");
+            self.seen.push(event.clone());
+            if matching(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Waits for the end of a job.
+    pub async fn end_of(&mut self, id: &str) -> Event {
+        let terminal: Vec<_> = EventKind::ALL.into_iter().filter(|kind| kind.is_terminal()).collect();
+        self.heard(id, &terminal).await
+    }
+
+    /// The events of a job that were heard so far, as `attempt event`.
+    #[must_use]
+    pub fn story(&self, id: &str) -> Vec<String> {
+        let of_job = self.seen.iter().filter(|event| event.subject.as_str() == id);
+        of_job.map(|event| format!("{} {}", event.data.attempt, event.kind().map_or("?", EventKind::word))).collect()
+    }
+
+    /// Waits until a queue has this many messages.
+    pub async fn queue_has(&self, queue: &str, count: u64) {
+        crate::until(&format!("{count} messages in {queue}"), async || {
+            (self.vhost.messages(queue) == count).then_some(())
+        })
+        .await;
+    }
+}
