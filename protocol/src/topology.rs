@@ -54,9 +54,10 @@ pub const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
 /// Header that the broker sets on a dead-lettered message: why it was first dead-lettered.
 pub const FIRST_DEATH_REASON_HEADER: &str = "x-first-death-reason";
 
-/// How often the broker delivers a job before it expels it. Only crashes count: what a worker gives back by itself is a
-/// new message. Behind the workers' own limit on attempts, for jobs that no worker lives long enough to judge.
-pub const DELIVERY_LIMIT: i64 = 20;
+/// How often the broker delivers a job before it expels it: behind the workers' own limit on attempts, for jobs that no
+/// worker lives long enough to count. It has to be far above the number of slots of one worker: when a connection is
+/// lost, the broker closes its channels one after the other and may hand a job to each of them on the way.
+pub const DELIVERY_LIMIT: i64 = 1000;
 /// Messages that must not be dropped by the broker for being delivered often.
 const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
 /// How long a worker may keep a job unacknowledged, where the broker takes it from the queue (3.12 and later).

@@ -1,6 +1,8 @@
 //! The schemas and the AsyncAPI document say what the Rust types do: held together by independent validators, over
 //! fixtures and over what becomes of them when one thing at a time is changed.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
@@ -593,6 +595,9 @@ fn the_readme_shows_the_example_clients_as_they_are() {
         ("python", include_str!("../../deploy/examples/clients/publish_and_follow.py")),
         ("js", include_str!("../../deploy/examples/clients/follow.js")),
     ] {
-        assert!(readme.contains(&format!("```{language}\n{client}```\n")), "the README's {language} client differs");
+        assert!(
+            readme.contains(&format!("```{language}\n{client}```\n")),
+            "the README's {language} client differs"
+        );
     }
 }

@@ -32,12 +32,13 @@ async fn a_spark_submit_that_is_not_there_is_told_by_its_path() {
 
 #[tokio::test]
 async fn a_spark_submit_that_cannot_be_executed_is_told_so() {
-    let (class, message) = failure_of(&["spark.submit=/etc/hostname"], &["complete"]).await;
-    assert_eq!(class, FailureClass::Submit);
-    assert!(message.ends_with("it is not executable"), "{message}");
     let place = tempfile::tempdir().unwrap();
     let script = place.path().join("spark-submit");
     std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let (class, message) = failure_of(&[&format!("spark.submit={}", script.display())], &["complete"]).await;
+    assert_eq!(class, FailureClass::Submit);
+    assert!(message.ends_with("it is not executable"), "{message}");
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let (class, message) = failure_of(&[&format!("spark.submit={}", script.display())], &["complete"]).await;
     assert_eq!(class, FailureClass::Submit);

@@ -653,7 +653,7 @@ impl Kind {
 
     /// The value that a piece of text stands for, in the layers that have nothing but text. What cannot be read stays
     /// text, and is judged as that.
-    fn from_text(self, text: &str) -> ValueKind {
+    fn of_text(self, text: &str) -> ValueKind {
         match self {
             Self::Count { .. } => text.trim().parse::<i64>().map_or_else(|_| text.into(), ValueKind::I64),
             Self::Spans { .. } | Self::Variables => {
@@ -825,7 +825,7 @@ pub fn duration_text(duration: Duration) -> String {
 #[must_use]
 pub fn size_text(bytes: u64) -> String {
     let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes % unit == 0) {
+    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
         Some((unit, word)) => format!("{}{word}", bytes / unit),
         None => format!("{bytes}B"),
     }
@@ -911,7 +911,7 @@ fn defaults() -> Layer {
         let origin = "default".to_owned();
         let kind = match setting.kind {
             Kind::Environment => ValueKind::Table(Map::new()),
-            kind => kind.from_text(&setting.default.replace("<uid>", &nix::unistd::getuid().to_string())),
+            kind => kind.of_text(&setting.default.replace("<uid>", &nix::unistd::getuid().to_string())),
         };
         layer.values.insert(setting.key.to_owned(), Value::new(Some(&origin), kind));
     }
@@ -1039,7 +1039,7 @@ fn set_text(
         }
         Some(entry) => faults.push(unknown(&format!("{}.{entry}", setting.key), origin)),
         None if is_table => layer.set(setting, origin, text.into(), faults),
-        None => layer.set(setting, origin, setting.kind.from_text(text), faults),
+        None => layer.set(setting, origin, setting.kind.of_text(text), faults),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::config::Settings;
 use crate::job::check::Judge;
 use crate::job::claim::{Claimant, Claimed};
 use crate::job::settle::{Settled, expelled, exhausted, refused, settle};
-use crate::job::{Announce, Attempt, Claim, Context, End, Stop, clean, run};
+use crate::job::{Announce, Attempt, Claim, Context, End, Stop, StopReason, clean, keep, run};
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::BootTime;
@@ -229,16 +229,40 @@ impl Jobs {
         }
     }
 
+    /// Whoever had the delivery before has lost it, and with it its attempt.
+    async fn count_as_lost(&self, message: &Message, stop: &mut Stop) -> Settled {
+        tracing::warn!(attempt = message.attempt(), "a job came back from a worker or connection that is gone");
+        let mut heard = None;
+        let counted = self.publisher.count_as_lost(message);
+        tokio::pin!(counted);
+        loop {
+            tokio::select! {
+                () = &mut counted => return Settled::Acknowledge,
+                reason = stop.stronger(heard) => {
+                    if reason == StopReason::DeliveryLost {
+                        return Settled::Leave;
+                    }
+                    heard = Some(reason);
+                }
+            }
+        }
+    }
+
     async fn conclude(&self, claim: &Claim, message: &Message, attempt: Attempt, mut stop: Stop) -> Settled {
+        // First: the event says where things are kept.
+        keep(&self.context, &attempt).await;
         let settled = settle(&self.context, &self.publisher, claim, message, &attempt, &mut stop).await;
         log_end(claim, &attempt, settled);
-        clean(&self.context, &attempt).await;
+        clean(&attempt).await;
         settled
     }
 }
 
 impl Handler for Jobs {
-    async fn handle(&self, message: Message, stop: Stop) -> Settled {
+    async fn handle(&self, message: Message, mut stop: Stop) -> Settled {
+        if message.came_back() {
+            return self.count_as_lost(&message, &mut stop).await;
+        }
         let Some((message, claimed)) = self.claim(message).await else { return Settled::Leave };
         let (claim, attempt) = match claimed {
             Claimed::Job(claim, job) => {

@@ -1,5 +1,7 @@
 //! What the program says and how it ends, where no broker is needed: every text a user sees is held here.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test that cannot go on ends the test")]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -49,11 +49,17 @@ impl Message {
         TraceContext { traceparent: self.text("traceparent"), tracestate: self.text("tracestate") }
     }
 
-    /// The number of the attempt that this delivery is for, from 1: those before the message was published, and one
-    /// for every time that it was delivered and came back.
+    /// The number of the attempt that this message is for, from 1.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.count(ATTEMPT_HEADER).unwrap_or(1).max(1).saturating_add(self.delivery_count())
+        self.count(ATTEMPT_HEADER).unwrap_or(1).max(1)
+    }
+
+    /// Whether the message was delivered before and came back. How often says little: when a connection is lost, the
+    /// broker may hand the message to every channel on it while it closes them.
+    #[must_use]
+    pub fn came_back(&self) -> bool {
+        self.count(DELIVERY_COUNT_HEADER).unwrap_or(0) > 0
     }
 
     /// How many earlier attempts failed or were lost; those that were given back do not count.
@@ -66,10 +72,6 @@ impl Message {
     #[must_use]
     pub fn death_reason(&self) -> Option<String> {
         self.text(FIRST_DEATH_REASON_HEADER)
-    }
-
-    fn delivery_count(&self) -> u32 {
-        self.count(DELIVERY_COUNT_HEADER).unwrap_or(0)
     }
 
     fn header(&self, name: &str) -> Option<&AMQPValue> {
@@ -188,10 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn attempts_count_what_was_published_and_what_came_back() {
+    fn attempts_and_returns_are_counted_from_copy_to_copy() {
         assert_eq!(message(&[]).attempt(), 1);
-        let third = message(&[("x-attempt", AMQPValue::LongInt(2)), ("x-delivery-count", AMQPValue::LongLongInt(1))]);
-        assert_eq!((third.attempt(), third.failures()), (3, 2));
+        assert!(message(&[("x-delivery-count", AMQPValue::LongLongInt(7))]).came_back());
+        let third = message(&[("x-attempt", AMQPValue::LongInt(3))]);
+        assert_eq!((third.attempt(), third.failures(), third.came_back()), (3, 2, false));
         let next = Message::new(Vec::new(), third.for_next_attempt(true));
         assert_eq!((next.attempt(), next.failures()), (4, 2));
         let next = Message::new(Vec::new(), next.for_next_attempt(false));

@@ -170,6 +170,13 @@ impl Publisher {
         self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
     }
 
+    /// Offers a copy of a job that came back to workers again: the attempt that it came back from counts as failed. A
+    /// copy counts once, however often the broker handed the original around.
+    pub async fn count_as_lost(&self, message: &Message) {
+        let properties = message.for_next_attempt(false);
+        self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
+    }
+
     /// Offers a copy of a job to workers again after `delay`, which has to be one of the topology's.
     pub async fn delay(&self, message: &Message, delay: Duration) {
         let properties = message.for_next_attempt(false);

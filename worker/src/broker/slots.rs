@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::watch;
@@ -133,8 +133,9 @@ impl<H: Handler> Slots<H> {
             let idle = Counted::new(&self.idle);
             let delivery = tokio::select! {
                 biased;
-                delivery = consumer.next() => Some(delivery),
+                // Before a delivery: what has come by then is given back by `close`.
                 () = is_leaving(leaving) => None,
+                delivery = consumer.next() => Some(delivery),
                 _ = renewals.changed() => return channel.close(200, "renewed".into()).await,
             };
             drop(idle);
@@ -150,7 +151,7 @@ impl<H: Handler> Slots<H> {
             let delivery = delivery?;
             backoff.succeeded();
             self.deliveries.fetch_add(1, Ordering::Relaxed);
-            if !self.work(delivery, &mut consumer, leaving, false).await? {
+            if !self.work(&channel, delivery, &mut consumer, leaving, false).await? {
                 return Ok(());
             }
         }
@@ -163,9 +164,9 @@ impl<H: Handler> Slots<H> {
         consumer: &mut Consumer,
         leaving: &mut watch::Receiver<Leaving>,
     ) -> Result<(), lapin::Error> {
-        channel.basic_cancel(consumer.tag(), lapin::options::BasicCancelOptions::default()).await?;
+        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
         while let Some(delivery) = consumer.next().await {
-            self.work(delivery?, consumer, leaving, true).await?;
+            self.work(channel, delivery?, consumer, leaving, true).await?;
         }
         channel.close(200, "leaving".into()).await
     }
@@ -173,6 +174,7 @@ impl<H: Handler> Slots<H> {
     /// Handles one delivery; one that came too late is given back at once. Gives whether the channel is still good.
     async fn work(
         &self,
+        channel: &Channel,
         delivery: Delivery,
         consumer: &mut Consumer,
         leaving: &mut watch::Receiver<Leaving>,
@@ -215,6 +217,10 @@ impl<H: Handler> Slots<H> {
         };
         match settled {
             Settled::Acknowledge => {
+                if heard > Leaving::No && channel_is_good {
+                    // An acknowledgement asks for the next delivery, and there is to be none.
+                    channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                }
                 let acknowledged = acker.ack(BasicAckOptions::default()).await?;
                 if !acknowledged {
                     tracing::warn!("a settled delivery was lost before it could be acknowledged; its job comes again");

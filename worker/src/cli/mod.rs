@@ -49,7 +49,8 @@ struct Cli {
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", help_heading = "Everywhere")]
     overrides: Vec<String>,
     /// What is logged on the standard error: a level, or levels by module.
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info", help_heading = "Everywhere")]
+    // The AMQP library logs as errors what it also returns, and what it returns is told in words of our own.
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info,lapin=off", help_heading = "Everywhere")]
     log: String,
     /// How it is logged: lines for people, or one JSON object a line.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", help_heading = "Everywhere")]
@@ -217,22 +218,41 @@ pub enum CliError {
     Policy(#[from] PolicyError),
     /// There is no connection.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(Box<ConnectError>),
     /// A job could not be published or followed.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(Box<ClientError>),
     /// The topology is not there or differs.
     #[error(transparent)]
     Topology(#[from] TopologyError),
     /// Dead jobs could not be read or dealt with.
     #[error(transparent)]
-    Dead(#[from] DeadError),
+    Dead(Box<DeadError>),
     /// No dead job has this id.
     #[error("no dead job has the id {0}")]
     NoSuchJob(String),
     /// Something that does not depend on what the caller gave.
     #[error("{0}")]
     Internal(String),
+}
+
+// An address is large, and what is returned on every path should not be.
+impl From<ConnectError> for CliError {
+    fn from(error: ConnectError) -> Self {
+        Self::Connect(error.into())
+    }
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error.into())
+    }
+}
+
+impl From<DeadError> for CliError {
+    fn from(error: DeadError) -> Self {
+        Self::Dead(error.into())
+    }
 }
 
 impl CliError {
@@ -245,7 +265,7 @@ impl CliError {
             Self::Unwritable { .. } | Self::Closed => Exit::Unwritable,
             Self::Settings(_) | Self::Policy(_) => Exit::Configuration,
             Self::Connect(error) => of_connect(error),
-            Self::Client(error) => match error {
+            Self::Client(error) => match &**error {
                 ClientError::Connect(error) => of_connect(error),
                 ClientError::Unroutable(_) | ClientError::Missing(_) | ClientError::NoEvent(_) => {
                     Exit::Topology
@@ -255,7 +275,7 @@ impl CliError {
             },
             Self::Topology(TopologyError::Different(_)) => Exit::Topology,
             Self::Topology(TopologyError::Broker(error)) => of_broker(error),
-            Self::Dead(error) => match error {
+            Self::Dead(error) => match &**error {
                 DeadError::Connect(error) => of_connect(error),
                 DeadError::Missing(_) | DeadError::Unroutable(_) => Exit::Topology,
                 DeadError::Refused | DeadError::Silent(_) => Exit::Unavailable,

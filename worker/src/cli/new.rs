@@ -13,6 +13,9 @@ use spark_runtime_protocol::{Job, JobId, JobType};
 
 use super::{CliError, Exit, output, render};
 
+/// Names and values of flags, in the order in which they were given.
+type Table = Map<String, Value>;
+
 /// Arguments of `new`.
 #[derive(Debug, clap::Args)]
 #[command(group(ArgGroup::new("function").args(["score", "metrics", "training", "job_type"])))]
@@ -142,8 +145,8 @@ fn job(args: &Args) -> Result<Value, CliError> {
 }
 
 /// The flags of `jobParameters` and the properties of `targetEngine.sparkConf`.
-fn flags(given: &[String]) -> Result<(Map<String, Value>, Map<String, Value>), CliError> {
-    let (mut parameters, mut properties) = (Map::new(), Map::new());
+fn flags(given: &[String]) -> Result<(Table, Table), CliError> {
+    let (mut parameters, mut properties) = (Table::new(), Table::new());
     for flag in given {
         let (name, value) = flag.split_once('=').unwrap_or((flag, ""));
         let table = match name {

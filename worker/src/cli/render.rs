@@ -322,6 +322,9 @@ fn took(event: &Event) -> String {
 }
 
 fn seconds(millis: u64) -> String {
+    if millis < 1000 {
+        return format!("{millis} ms");
+    }
     if millis.is_multiple_of(1000) {
         return format!("{} s", millis / 1000);
     }

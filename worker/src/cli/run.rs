@@ -14,7 +14,7 @@ use super::render::{Progress, exit_of, faults, outcome};
 use super::{CliError, Exit, input, output};
 use crate::config::Settings;
 use crate::job::settle::terminal_event;
-use crate::job::{Announce, Attempt, Claim, Context, End, StopReason, Stopper, clean, run as run_attempt};
+use crate::job::{Announce, Attempt, Claim, Context, End, StopReason, Stopper, clean, keep, run as run_attempt};
 use crate::service::{Home, backend, context, instance_name};
 use crate::spark::Awaited;
 
@@ -62,7 +62,8 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
     let names = output_names(&job);
     let attempt = attempt(&context, &claim, job, text).await;
     let written = save_outputs(&attempt, &names, &args.outputs);
-    clean(&context, &attempt).await;
+    keep(&context, &attempt).await;
+    clean(&attempt).await;
     let Some((kind, event)) = terminal_event(&claim, &attempt) else {
         return Err(CliError::Internal("the job was given up without an end".to_owned()));
     };

@@ -218,7 +218,7 @@ fn since(start: Instant) -> u64 {
 
 /// Runs one attempt to its end: checks, stages, submits, tracks, collects. `text` is the job's own text.
 ///
-/// Nothing of the attempt's processes is left when this returns. Its directory is left for [`clean`].
+/// Nothing of the attempt's processes is left when this returns. Its directory is left for [`keep`] and [`clean`].
 pub async fn run(context: &Context, claim: &Claim, job: Job, text: Vec<u8>, mut stop: Stop) -> Attempt {
     let mut course = Course::default();
     let end = run_phases(context, claim, job, text, &mut stop, &mut course).await;
@@ -285,25 +285,29 @@ fn attempt_folder(claim: &Claim) -> String {
     format!("{job}-{}-{}", claim.attempt, &unique[..8])
 }
 
-/// Removes an attempt's directory, or keeps it, as the settings say; gives where it is kept.
-pub async fn clean(context: &Context, attempt: &Attempt) {
+/// Puts an attempt's directory where it is kept, when the settings or its outputs want it kept.
+pub async fn keep(context: &Context, attempt: &Attempt) {
     let Some(directory) = attempt.course.directory.clone() else { return };
-    if attempt.course.keep_directory || keeps(context, &attempt.end) {
-        let kept = context.settings.job.directory.join("kept");
-        let moved = tokio::task::spawn_blocking(move || {
-            let Some(name) = directory.file_name() else { return Ok(()) };
-            std::fs::create_dir_all(&kept)?;
-            match std::fs::rename(&directory, kept.join(name)) {
-                // An attempt that never got as far as a directory has none to keep.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            }
-        });
-        if let Ok(Err(error)) = moved.await {
-            tracing::warn!(%error, "an attempt's directory could not be kept");
-        }
+    if !attempt.course.keep_directory && !keeps(context, &attempt.end) {
         return;
     }
+    let Some(kept) = kept_directory(context, &directory) else { return };
+    let moved = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(kept.parent().unwrap_or(&kept))?;
+        match std::fs::rename(&directory, &kept) {
+            // An attempt that never got as far as a directory has none to keep.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    });
+    if let Ok(Err(error)) = moved.await {
+        tracing::warn!(%error, "an attempt's directory could not be kept");
+    }
+}
+
+/// Removes what is left of an attempt's directory.
+pub async fn clean(attempt: &Attempt) {
+    let Some(directory) = attempt.course.directory.clone() else { return };
     let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -322,7 +326,7 @@ fn keeps(context: &Context, end: &End) -> bool {
     }
 }
 
-/// Where an attempt's directory will be found once [`clean`] has kept it.
+/// Where an attempt's directory will be found once [`keep`] has put it there.
 fn kept_directory(context: &Context, directory: &std::path::Path) -> Option<PathBuf> {
     Some(context.settings.job.directory.join("kept").join(directory.file_name()?))
 }

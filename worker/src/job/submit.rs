@@ -17,7 +17,7 @@ use crate::spark::{Application, Submission, SubmitError};
 pub struct Submitted<'a> {
     /// The application.
     pub application: Box<dyn Application>,
-    /// Given up once the driver is there.
+    /// Given up once the model is about to run.
     pub permit: Option<SemaphorePermit<'a>>,
 }
 

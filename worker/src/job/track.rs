@@ -51,13 +51,13 @@ pub async fn track(
             biased;
             change = submitted.application.changed() => match change {
                 Change::Started => {
-                    submitted.permit = None;
                     deadline = tokio::time::Instant::now() + job.run_timeout;
                     deadline_is = Cut::RunDeadline;
                     continue;
                 }
                 Change::Running => {
                     running(context, claim, submitting, course);
+                    submitted.permit = None;
                     continue;
                 }
                 Change::Ended(ending) => return over(course, *ending, None),

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -125,9 +125,6 @@ impl Sweep {
 struct Server {
     /// Absent once the worker is gone.
     worker: Option<OwnedFd>,
-    /// The same socket afterwards. It stays open to the end, so that its end of file tells a worker that has only
-    /// let go of its guard when all is done.
-    parted: Option<OwnedFd>,
     signals: SignalFd,
     timer: TimerFd,
     surroundings: Surroundings,
@@ -163,7 +160,6 @@ impl Server {
         wire::send(worker.as_fd(), &Report::Ready, None)?;
         Ok(Server {
             worker: Some(worker),
-            parted: None,
             signals,
             timer,
             surroundings: Surroundings::look(),
@@ -250,7 +246,11 @@ impl Server {
     }
 
     fn part_from_worker(&mut self, why: &'static str) {
-        self.parted = self.worker.take();
+        if let Some(socket) = self.worker.take() {
+            // Left to the kernel to close: the end of file tells a worker that has only let go of its guard when this
+            // process has ended, and with it all that it had to do.
+            let _ = socket.into_raw_fd();
+        }
         self.outgoing.clear();
         let launches = self.shims.len();
         if launches > 0 {
