@@ -115,8 +115,8 @@ pub static SETTINGS: &[Setting] = &[
         "broker.password_file",
         Kind::Path,
         "",
-        "A file that holds the broker's password and nothing else. It takes the place of the password in `broker.uri`. \
-         It is read anew for every connection that is looked up, so that a password can be changed.",
+        "A file that holds the broker's password and nothing else. It takes the place of the password in `broker.uri`. A \
+         worker reads it when it starts.",
     ),
     setting(
         "broker.heartbeat",

@@ -112,7 +112,7 @@ fn help_tells_the_verbs_and_the_exit_codes() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
 
     Exit codes:
@@ -152,7 +152,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["submit", "--help"]), @r#"
@@ -178,7 +178,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     "#);
     insta::assert_snapshot!(place.run(&["watch", "--help"]), @"
@@ -198,7 +198,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["new", "--help"]), @"
@@ -231,7 +231,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["topology", "--help"]), @"
@@ -251,7 +251,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["dead", "--help"]), @"
@@ -275,7 +275,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["dead", "replay", "--help"]), @"
@@ -297,7 +297,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["config", "--help"]), @"
@@ -315,7 +315,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["schema", "--help"]), @"
@@ -334,7 +334,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["completions", "--help"]), @"
@@ -353,7 +353,7 @@ fn every_verb_has_help() {
     Everywhere:
           --config <FILE>        The settings file (TOML)
           --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info]
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
           --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
     ");
     for verb in ["run", "worker"] {

@@ -50,7 +50,13 @@ struct Cli {
     overrides: Vec<String>,
     /// What is logged on the standard error: a level, or levels by module.
     // The AMQP library logs as errors what it also returns, and what it returns is told in words of our own.
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info,lapin=off", help_heading = "Everywhere")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        default_value = "info,lapin=off",
+        help_heading = "Everywhere"
+    )]
     log: String,
     /// How it is logged: lines for people, or one JSON object a line.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", help_heading = "Everywhere")]

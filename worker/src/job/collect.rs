@@ -315,7 +315,7 @@ pub fn host() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spark::guard::Exit;
+    use crate::spark::guard::{Exit, LogSize};
     use serde_json::json;
     use spark_runtime_protocol::event::ModelException;
     use std::time::Duration;
@@ -338,6 +338,8 @@ mod tests {
             peak_memory: 3 << 20,
             leftovers: 0,
             oom_killed: false,
+            stdout: LogSize::default(),
+            stderr: LogSize::default(),
         };
         Ending { report, report_came_first: true, started, unreadable: None, exit }
     }

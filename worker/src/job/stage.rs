@@ -4,6 +4,7 @@
 //! <attempt>/            0700, one for every attempt
 //!   work/               the driver's current directory
 //!     model_source_code.py  model_job_metadata.py  ModelOpPySparkDriver.py  and the job's own files
+//!   modules.zip         the Python modules, for executors on other machines
 //!   driver.sock  stdout.log  stderr.log  spark.properties  tmp/
 //! ```
 //!
@@ -11,7 +12,7 @@
 //!
 //! This module must not know what will be run.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -22,8 +23,12 @@ use spark_runtime_protocol::asset::{
 use spark_runtime_protocol::event::{Failure, FailureClass};
 use spark_runtime_protocol::job::{Content, Job};
 
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
 use super::check::Plan;
 use super::literal::{write_list, write_string};
+use crate::spark::policy::Master;
 
 /// The driver program, as it is staged.
 const DRIVER_PROGRAM: &str = include_str!("../../driver/ModelOpPySparkDriver.py");
@@ -35,6 +40,8 @@ pub struct Staged {
     pub directory: PathBuf,
     /// The driver's current directory, in it.
     pub working_directory: PathBuf,
+    /// The job's Python modules in one archive, when there are executors elsewhere that import them.
+    pub modules: Option<PathBuf>,
 }
 
 /// A file that could not be staged.
@@ -111,7 +118,34 @@ pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<St
             Content::Base64(encoded) => decode_base64(encoded, file).map(drop),
         })?;
     }
-    Ok(Staged { directory: directory.to_owned(), working_directory })
+    let modules = match plan.command_line.master() {
+        // Executors are threads of the driver's JVM, and their Python starts in its directory.
+        Master::Local => None,
+        Master::Standalone => Some(archive(directory, job)?),
+    };
+    Ok(Staged { directory: directory.to_owned(), working_directory, modules })
+}
+
+/// Puts the primary source and every secondary Python source into one archive. What a model hands to executors is
+/// pickled by the name of its module, which they have to be able to import.
+fn archive(directory: &Path, job: &Job) -> Result<PathBuf, StageError> {
+    let path = directory.join("modules.zip");
+    let written = File::create_new(&path).and_then(|file| {
+        let mut archive = ZipWriter::new(BufWriter::new(file));
+        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        archive.start_file(MODEL_SOURCE, options)?;
+        archive.write_all(job.source_code().as_bytes())?;
+        for staged in job.staged_files() {
+            if let Content::Text(text) = staged.content
+                && staged.path.as_str().ends_with(".py")
+            {
+                archive.start_file(staged.path.as_str(), options)?;
+                archive.write_all(text.as_bytes())?;
+            }
+        }
+        archive.finish()?.flush()
+    });
+    written.map(|()| path.clone()).map_err(|source| StageError { path, source })
 }
 
 struct Writer<'a> {

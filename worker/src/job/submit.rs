@@ -38,6 +38,7 @@ pub async fn submit<'a>(
     let submission = Submission {
         directory: staged.directory.clone(),
         working_directory: staged.working_directory.clone(),
+        modules: staged.modules.clone(),
         command_line,
     };
     // Not cancelled by a stop: what was started must be known to be ended.

@@ -8,11 +8,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
 use super::policy::{Master, Policy, Setting};
+
+/// The property of `--py-files`.
+const PY_FILES: &str = "spark.submit.pyFiles";
 
 /// What spark-submit is told, the program that it runs left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,11 +72,21 @@ impl CommandLine {
         self.value("spark.master").and_then(Master::of).unwrap_or(Master::Local)
     }
 
-    /// The arguments that stand before the program; secrets are left out.
+    /// The arguments that stand before the program; secrets are left out. `modules` goes to the executors beside what
+    /// the job itself sends there.
     #[must_use]
-    pub fn arguments(&self) -> Vec<OsString> {
+    pub fn arguments(&self, modules: Option<&Path>) -> Vec<OsString> {
         let mut arguments = Vec::new();
-        for setting in self.settings.iter().filter(|setting| !setting.is_secret()) {
+        if let Some(modules) = modules {
+            let mut files = modules.as_os_str().to_owned();
+            if let Some(own) = self.value(PY_FILES) {
+                files.push(",");
+                files.push(own);
+            }
+            arguments.extend(["--py-files".into(), files]);
+        }
+        let sent = |setting: &&Setting| modules.is_some() && setting.identity() == PY_FILES;
+        for setting in self.settings.iter().filter(|setting| !setting.is_secret() && !sent(setting)) {
             match setting.flag() {
                 Some(flag) => {
                     arguments.push(flag.into());
@@ -161,7 +175,7 @@ mod tests {
 
     fn arguments(parameters: serde_json::Value, conf: serde_json::Value, policy: &str) -> Vec<String> {
         let line = CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
-        line.arguments().iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
+        line.arguments(None).iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
     }
 
     #[test]
@@ -190,10 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn modules_go_to_the_executors_beside_what_the_job_sends() {
+        let policy = Policy::default();
+        let line = CommandLine::of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local").unwrap();
+        let arguments = line.arguments(Some(Path::new("/a b/modules.zip")));
+        assert_eq!(arguments[..2], ["--py-files", "/a b/modules.zip,hdfs:///x.py"]);
+        assert!(!arguments[2..].iter().any(|argument| argument == "--py-files"));
+    }
+
+    #[test]
     fn secrets_are_no_arguments() {
         let conf = json!({"spark.hadoop.fs.s3a.secret.key": "p\u{e4} ss=1\\\n"});
         let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local[*]").unwrap();
-        assert!(!format!("{:?}", line.arguments()).contains("secret"));
+        assert!(!format!("{:?}", line.arguments(None)).contains("secret"));
         assert_eq!(
             properties_file("spark.a 1", &line.secrets()),
             "spark.a 1\nspark.hadoop.fs.s3a.secret.key=p\\u00e4 ss\\=1\\\\\\n\n"

@@ -86,7 +86,7 @@ impl ClientMode {
             // Spark looks up the machine's name, which fails where a machine does not know its own.
             environment.set_default("SPARK_LOCAL_IP", "127.0.0.1");
         }
-        let mut arguments = submission.command_line.arguments();
+        let mut arguments = submission.command_line.arguments(submission.modules.as_deref());
         let secrets = submission.command_line.secrets();
         if !secrets.is_empty() {
             let path = submission.directory.join(PROPERTIES);

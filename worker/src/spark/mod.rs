@@ -52,6 +52,8 @@ pub struct Submission {
     pub directory: PathBuf,
     /// The working directory in it, with everything that was staged.
     pub working_directory: PathBuf,
+    /// The Python modules that executors elsewhere import, in one archive.
+    pub modules: Option<PathBuf>,
     /// What spark-submit is told.
     pub command_line: CommandLine,
 }

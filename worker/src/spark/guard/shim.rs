@@ -23,6 +23,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{self, ForkResult, Pid};
 
 use super::Step;
@@ -37,8 +38,9 @@ pub(super) const NAME: &CStr = c"spark-shim";
 /// A program that ends sooner is never sampled.
 const FIRST_SAMPLE: Duration = Duration::from_millis(250);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
-/// On a machine with very many processes a sample costs milliseconds: it may take this part of the time at most.
-const SAMPLE_SHARE: u32 = 100;
+/// On a machine with very many processes a sample costs milliseconds: the pause after it is at least so many times
+/// the processor time that it took.
+const SAMPLE_RARITY: u32 = 100;
 
 /// How long after one pass of killing the next one comes, when there is still something left.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -233,6 +235,11 @@ fn report(control: &OwnedFd, report: &Report) {
     }
 }
 
+/// What this process has used of a processor.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 /// The tree is to die: when the next pass of killing comes.
 struct Stop {
     next_pass: Instant,
@@ -392,15 +399,15 @@ impl Shim {
 
     fn sample_when_due(&mut self) {
         let Some(due) = self.next_sample else { return };
-        let now = Instant::now();
-        if now < due || self.stop.is_some() {
+        if Instant::now() < due || self.stop.is_some() {
             return;
         }
+        let before = processor_time();
         if let Ok(bytes) = memory::resident_of_descendants(Pid::this().as_raw()) {
             self.peak_memory = self.peak_memory.max(bytes);
         }
-        let cost = now.elapsed();
-        self.next_sample = Some(Instant::now() + SAMPLE_INTERVAL.max(cost * SAMPLE_SHARE));
+        let cost = processor_time().saturating_sub(before);
+        self.next_sample = Some(Instant::now() + SAMPLE_INTERVAL.max(cost * SAMPLE_RARITY));
     }
 
     fn kill_when_due(&mut self) {
