@@ -134,6 +134,70 @@ async fn the_kernel_ends_a_greedy_job_before_the_worker_and_the_event_says_so() 
     assert_eq!(place.end_of("next").await.kind(), Some(EventKind::Completed));
 }
 
+/// A small file system in memory, for as long as it lives.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(options: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Self(folder);
+        disk.mounted(options).then_some(disk)
+    }
+
+    fn mounted(&self, options: &str) -> bool {
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(self.0.path()).output();
+        mounted.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).output();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_attempt_at_staging_and_the_next_one_fares_better() {
+    let Some(disk) = SmallDisk::mount("size=1m") else {
+        println!("passed over: file systems cannot be mounted here");
+        return;
+    };
+    let mut place = Vhost::ready(&DELAYS).await;
+    let directory = format!("job.directory={}", disk.0.path().join("attempts").display());
+    let worker = Worker::start(&place.vhost.uri(), &[RETRY, &directory]);
+    worker.logged("connected for consuming").await;
+    let fill = disk.0.path().join("fill");
+    let _ = std::fs::write(&fill, vec![1; 2 << 20]);
+    place.publish("full", text("full", &["complete"])).await;
+    let failure = place.heard("full", &[EventKind::Retrying]).await.data.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Staging);
+    assert!(failure.message.contains("no space is left"), "{}", failure.message);
+    std::fs::remove_file(&fill).unwrap();
+    assert_eq!(place.end_of("full").await.kind(), Some(EventKind::Completed));
+    worker.signal(Signal::SIGKILL);
+    worker.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_to_is_named() {
+    let Some(disk) = SmallDisk::mount("size=1m") else {
+        println!("passed over: file systems cannot be mounted here");
+        return;
+    };
+    let mut place = Vhost::ready(&DELAYS).await;
+    let directory = format!("job.directory={}", disk.0.path().join("attempts").display());
+    let worker = Worker::start(&place.vhost.uri(), &[RETRY, ONCE, &directory]);
+    worker.logged("connected for consuming").await;
+    assert!(disk.mounted("remount,ro"));
+    place.publish("ro", text("ro", &["complete"])).await;
+    let failure = place.end_of("ro").await.data.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Staging);
+    assert!(failure.message.contains("Read-only") && failure.message.contains("job.directory"), "{}", failure.message);
+    place.queue_has("spark.dead", 1).await;
+    worker.signal(Signal::SIGKILL);
+    worker.nothing_left().await;
+}
+
 /// A memory control group, of whichever version the machine has.
 struct MemoryLimit(std::path::PathBuf);
 

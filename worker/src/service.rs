@@ -19,7 +19,7 @@ use crate::config::Settings;
 use crate::job::check::Judge;
 use crate::job::claim::{Claimant, Claimed};
 use crate::job::settle::{Settled, expelled, exhausted, refused, settle};
-use crate::job::{Announce, Attempt, Claim, Context, End, Stop, StopReason, clean, keep, run};
+use crate::job::{kept_folder, Announce, Attempt, Claim, Context, End, Stop, StopReason, clean, keep, run};
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::BootTime;
@@ -27,6 +27,8 @@ use crate::spark::policy::PolicyError;
 
 /// The file that a live worker holds a lock on.
 const LOCK: &str = "lock";
+/// How often what was kept is looked through.
+const PRUNING: Duration = Duration::from_secs(60 * 60);
 /// How long events may take to get out once every job is over.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -87,6 +89,30 @@ impl Drop for Home {
 fn make_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Removes what was kept for longer than `keep_for`.
+fn prune(kept: &Path, keep_for: Duration) {
+    let Ok(entries) = std::fs::read_dir(kept) else { return };
+    for entry in entries.flatten() {
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|when| when.elapsed().ok());
+        if age.is_some_and(|age| age > keep_for)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(%error, path = %entry.path().display(), "a kept directory could not be removed");
+        }
+    }
+}
+
+/// Prunes now and then.
+async fn keep_pruned(kept: PathBuf, keep_for: Duration) {
+    loop {
+        let folder = kept.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || prune(&folder, keep_for)).await {
+            tracing::error!(%error, "kept directories could not be looked through");
+        }
+        tokio::time::sleep(PRUNING.min(keep_for)).await;
+    }
 }
 
 /// Removes the folders of workers that are gone: those whose lock nobody holds.
@@ -164,6 +190,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let context = Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
     client_mode.prepare().await?;
     let fencing = tokio::spawn(keep_alive(client_mode, settings.broker.heartbeat));
+    let pruning = tokio::spawn(keep_pruned(kept_folder(&settings.job.directory), settings.job.keep_for));
     if let Err(error) = crate::spark::installation::Installation::find(&settings.spark) {
         tracing::warn!(%error, "jobs will fail until this is mended");
     }
@@ -191,6 +218,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     lanes.finish(LAST_WORDS).await;
     connecting.abort();
     fencing.abort();
+    pruning.abort();
     Ok(())
 }
 
@@ -311,5 +339,41 @@ fn log_end(claim: &Claim, attempt: &Attempt, settled: Settled) {
         End::Cancelled => tracing::info!(%job_id, attempt = number, "cancelled"),
         End::GivenBack => tracing::info!(%job_id, attempt = number, "given back"),
         End::Abandoned => tracing::warn!(%job_id, attempt = number, "abandoned"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_worker_that_is_gone_is_removed_and_that_of_a_live_one_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let gone = place.path().join("gone");
+        std::fs::create_dir(&gone).unwrap();
+        std::fs::write(gone.join(LOCK), "").unwrap();
+        let live = Home::make(place.path(), "live").unwrap();
+        assert!(!gone.exists());
+        let other = Home::make(place.path(), "other").unwrap();
+        assert!(live.path.exists() && other.path.exists());
+        drop(live);
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_kept_goes_when_its_time_is_over() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir(place.path().join("a")).unwrap();
+        prune(place.path(), Duration::from_secs(60));
+        assert!(place.path().join("a").exists());
+        std::thread::sleep(Duration::from_millis(5));
+        prune(place.path(), Duration::from_millis(1));
+        assert!(!place.path().join("a").exists());
+    }
+
+    #[test]
+    fn no_two_instances_share_a_name() {
+        let settings = crate::config::Settings::load(&crate::config::Sources::default()).unwrap();
+        assert_ne!(instance_name(&settings), instance_name(&settings));
     }
 }

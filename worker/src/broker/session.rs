@@ -13,6 +13,9 @@ use tokio::sync::watch;
 use super::backoff::Backoff;
 use super::server::{AcknowledgementTimeout, too_old};
 
+/// How often the state of a connection is looked at beside its events.
+const SECOND_LOOK: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// A connection, as long as it lasts.
 #[derive(Clone)]
 pub struct Session {
@@ -89,7 +92,14 @@ async fn ended(connection: &Connection) -> String {
     if !connection.status().connected() {
         return "it ended at once".to_owned();
     }
-    while let Some(event) = events.next().await {
+    loop {
+        let event = match tokio::time::timeout(SECOND_LOOK, events.next()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => return "it was closed".to_owned(),
+            // The end of a connection is told by an event; one that was missed must not go unseen for ever.
+            Err(_) if connection.status().connected() => continue,
+            Err(_) => return "it ended without a word".to_owned(),
+        };
         match event {
             Event::ConnectionBlocked(reason) => {
                 tracing::warn!(reason, "the broker is short of memory or disk; it takes acknowledgements, but no events");
@@ -104,5 +114,4 @@ async fn ended(connection: &Connection) -> String {
             _ => {}
         }
     }
-    "it was closed".to_owned()
 }

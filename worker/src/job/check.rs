@@ -13,7 +13,7 @@ use super::source::{Function, Source, python_objects};
 use crate::config::Settings;
 use crate::spark::argv::CommandLine;
 use crate::spark::installation::{Environment, Installation};
-use crate::spark::policy::{Policy, PolicyError};
+use crate::spark::policy::{Policy, PolicyError, Setting};
 
 /// The number of lists that a Spark model's function takes: inputs, outputs, model attachments.
 const LISTS: usize = 3;
@@ -49,6 +49,7 @@ impl Judge {
             Some(path) => Policy::load(path)?,
             None => Policy::default(),
         };
+        Setting::read("--master", &settings.spark.master).map_err(PolicyError::Master)?;
         let none = Installation { submit: "spark-submit".into(), home: None };
         let installation = Installation::find(&settings.spark).unwrap_or(none);
         let python = Environment::of(&settings.spark, &installation).python().to_owned();

@@ -328,7 +328,13 @@ fn keeps(context: &Context, end: &End) -> bool {
 
 /// Where an attempt's directory will be found once [`keep`] has put it there.
 fn kept_directory(context: &Context, directory: &std::path::Path) -> Option<PathBuf> {
-    Some(context.settings.job.directory.join("kept").join(directory.file_name()?))
+    Some(kept_folder(&context.settings.job.directory).join(directory.file_name()?))
+}
+
+/// Where attempts' directories are kept, in the folder of the settings.
+#[must_use]
+pub fn kept_folder(directory: &std::path::Path) -> PathBuf {
+    directory.join("kept")
 }
 
 /// A duration in words, as `2m 5s`.

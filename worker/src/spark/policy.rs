@@ -55,6 +55,9 @@ pub enum PolicyError {
         /// Why.
         source: std::io::Error,
     },
+    /// The worker's own master is none.
+    #[error("the setting spark.master: {0}")]
+    Master(String),
     /// The file is no policy.
     #[error("the policy file {path} is not valid: {reason}")]
     Parse {
