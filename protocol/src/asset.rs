@@ -156,7 +156,8 @@ impl fmt::Display for StagedPath {
 fn device(component: &str) -> Option<String> {
     let stem = component.split('.').next().unwrap_or(component).trim_end().to_lowercase();
     let numbered = |prefix: &str| {
-        stem.strip_prefix(prefix).is_some_and(|rest| rest.len() == 1 && rest.bytes().all(|b| b.is_ascii_digit()))
+        stem.strip_prefix(prefix)
+            .is_some_and(|rest| rest.len() == 1 && rest.bytes().all(|b| b.is_ascii_digit()))
     };
     (DEVICES.contains(&stem.as_str()) || numbered("com") || numbered("lpt")).then_some(stem)
 }

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer, ErrorKind};
@@ -98,7 +98,14 @@ impl Submission {
     /// A job without anything but its id and body.
     #[must_use]
     pub fn new(id: JobId, body: Vec<u8>) -> Self {
-        Self { id, body, priority: None, expiration: None, correlation_id: None, trace: TraceContext::default() }
+        Self {
+            id,
+            body,
+            priority: None,
+            expiration: None,
+            correlation_id: None,
+            trace: TraceContext::default(),
+        }
     }
 
     fn properties(&self) -> BasicProperties {
@@ -116,7 +123,8 @@ impl Submission {
             properties = properties.with_correlation_id(correlation.as_str().into());
         }
         let mut headers = FieldTable::default();
-        for (key, value) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)] {
+        for (key, value) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)]
+        {
             if let Some(value) = value {
                 headers.insert(key.into(), AMQPValue::LongString(value.as_str().into()));
             }
@@ -162,15 +170,22 @@ impl Client {
     pub async fn publish(&self, submission: &Submission) -> Result<(), ClientError> {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties = submission.properties();
-        let published =
-            self.channel.basic_publish(JOBS_EXCHANGE.into(), JOBS_KEY.into(), options, &submission.body, properties);
+        let published = self.channel.basic_publish(
+            JOBS_EXCHANGE.into(),
+            JOBS_KEY.into(),
+            options,
+            &submission.body,
+            properties,
+        );
         let confirmation = tokio::time::timeout(CONFIRM_PATIENCE, async { published.await?.await })
             .await
             .map_err(|_| ClientError::Unconfirmed)?
             .map_err(missing)?;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) => Err(ClientError::Unroutable(returned.reply_text.to_string())),
+            Confirmation::Ack(Some(returned)) => {
+                Err(ClientError::Unroutable(returned.reply_text.to_string()))
+            }
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(ClientError::Refused),
         }
     }
@@ -195,7 +210,12 @@ impl Client {
             .await
             .map_err(missing)?;
         let consumer = channel
-            .basic_consume(queue.name().clone(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
+            .basic_consume(
+                queue.name().clone(),
+                "".into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
             .await?;
         Ok(Subscription { _channel: channel, consumer, seen: HashSet::new(), order: VecDeque::new() })
     }

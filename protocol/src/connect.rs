@@ -23,7 +23,9 @@ pub struct Endpoint {
 
 /// Why a text is no broker address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("is no broker address ({reason}); give amqp://user:password@host:5672/vhost, with the vhost / written as %2f")]
+#[error(
+    "is no broker address ({reason}); give amqp://user:password@host:5672/vhost, with the vhost / written as %2f"
+)]
 pub struct EndpointError {
     reason: String,
 }
@@ -35,7 +37,7 @@ pub enum ConnectError {
     #[error("the broker at {endpoint} cannot be reached: {reason}")]
     Unreachable {
         /// Where.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// What the network said.
         reason: String,
     },
@@ -43,7 +45,7 @@ pub enum ConnectError {
     #[error("the broker at {endpoint} refuses us: {reason}")]
     Refused {
         /// Where.
-        endpoint: Endpoint,
+        endpoint: Box<Endpoint>,
         /// What the broker said.
         reason: String,
     },
@@ -80,14 +82,17 @@ impl Endpoint {
     }
 
     fn unreachable(&self, reason: String) -> ConnectError {
-        ConnectError::Unreachable { endpoint: self.clone(), reason }
+        ConnectError::Unreachable { endpoint: Box::new(self.clone()), reason }
     }
 
     fn explain(&self, error: &lapin::Error) -> ConnectError {
         if let ErrorKind::ProtocolError(amqp) = error.kind()
             && let AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) | AMQPErrorKind::Soft(_) = amqp.kind()
         {
-            return ConnectError::Refused { endpoint: self.clone(), reason: amqp.get_message().to_string() };
+            return ConnectError::Refused {
+                endpoint: Box::new(self.clone()),
+                reason: amqp.get_message().to_string(),
+            };
         }
         self.unreachable(error.to_string())
     }
@@ -130,7 +135,11 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let authority = &self.uri.authority;
         let vhost = if self.uri.vhost == "/" { "%2f" } else { &self.uri.vhost };
-        write!(f, "{}://{}@{}:{}/{vhost}", self.uri.scheme, authority.userinfo.username, authority.host, authority.port)
+        write!(
+            f,
+            "{}://{}@{}:{}/{vhost}",
+            self.uri.scheme, authority.userinfo.username, authority.host, authority.port
+        )
     }
 }
 
@@ -152,7 +161,8 @@ pub struct Server {
 impl Server {
     fn from_greeting(received: &[u8]) -> Option<Self> {
         let (_, frame) = frame::parse_frame(received).ok()?;
-        let frame::AMQPFrame::Method(_, AMQPClass::Connection(connection::AMQPMethod::Start(start))) = frame else {
+        let frame::AMQPFrame::Method(_, AMQPClass::Connection(connection::AMQPMethod::Start(start))) = frame
+        else {
             return None;
         };
         let property = |key: &str| match start.server_properties.inner().get(key) {

@@ -454,7 +454,8 @@ mod tests {
     fn an_event_survives_the_wire() {
         let id = JobId::new("j").unwrap();
         let mut data = EventData::new(EventKind::Failed, &id, None, 1, "w");
-        data.results = Some(serde_json::from_str(r#"{"auc": 0.10, "n": 123456789012345678901234567890}"#).unwrap());
+        data.results =
+            Some(serde_json::from_str(r#"{"auc": 0.10, "n": 123456789012345678901234567890}"#).unwrap());
         data.resources = Some(Resources { peak_memory_bytes: 1, processor_seconds: 0.5 });
         let event = Event::new(EventKind::Failed, "w", &TraceContext::default(), data);
         let text = serde_json::to_string(&event).unwrap();

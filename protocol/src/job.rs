@@ -414,7 +414,8 @@ impl Check {
 
     fn status(&mut self, document: &Value) {
         if let Some(status @ ("COMPLETE" | "ERROR" | "CANCELLED")) = self.string(document, "", "jobStatus") {
-            let message = format!("the job has already ended ({status}); to run it again, publish it as CREATED");
+            let message =
+                format!("the job has already ended ({status}); to run it again, publish it as CREATED");
             self.fault("/jobStatus", message);
         }
     }
@@ -430,7 +431,9 @@ impl Check {
         let Some(Value::Array(assets)) = assets else {
             match assets {
                 Some(other) if !other.is_null() => self.wrong_type(MODEL_ASSETS, other, "a list of assets"),
-                _ if document.is_object() && (model.is_some() || document.get("model").is_none_or(Value::is_null)) => {
+                _ if document.is_object()
+                    && (model.is_some() || document.get("model").is_none_or(Value::is_null)) =>
+                {
                     self.fault(MODEL_ASSETS, "is missing; a job needs its model's assets");
                 }
                 _ => {}
@@ -457,7 +460,10 @@ impl Check {
                 for extra in &primaries[1..] {
                     let pointer = format!("{MODEL_ASSETS}/{extra}/primaryModelSource");
                     let first = primaries[0];
-                    self.fault(pointer, format!("is true, and so is that of asset {first}; one source is primary"));
+                    self.fault(
+                        pointer,
+                        format!("is true, and so is that of asset {first}; one source is primary"),
+                    );
                 }
                 None
             }
@@ -550,13 +556,17 @@ impl Check {
                 false
             }
         };
-        for key in [INIT_KEY].iter().chain(JobType::ALL.iter().flat_map(|job_type| job_type.function_keys())) {
+        for key in [INIT_KEY].iter().chain(JobType::ALL.iter().flat_map(|job_type| job_type.function_keys()))
+        {
             self.string(asset, at, key);
         }
         let source = self.required(asset, at, "sourceCode");
         if primary {
             if source.is_some_and(|source| source.trim().is_empty()) {
-                self.fault(step(at, "sourceCode"), "is empty; the primary source holds the model's functions");
+                self.fault(
+                    step(at, "sourceCode"),
+                    "is empty; the primary source holds the model's functions",
+                );
             }
             // It is staged under a name of the service's own; its own name is no path.
             return;
@@ -568,7 +578,8 @@ impl Check {
 
     /// The asset's place in the working directory, from the first of `keys` that it has.
     fn path(&mut self, asset: &Value, at: &str, keys: &[&str; 2]) -> Option<(String, StagedPath)> {
-        let key = keys.iter().find(|key| asset.get(**key).is_some_and(|name| !name.is_null())).unwrap_or(&keys[0]);
+        let key =
+            keys.iter().find(|key| asset.get(**key).is_some_and(|name| !name.is_null())).unwrap_or(&keys[0]);
         let name = self.required(asset, at, key)?;
         let pointer = step(at, key);
         match StagedPath::new(name) {
@@ -585,7 +596,9 @@ impl Check {
         let mut flags = Vec::new();
         self.object(document, "", "targetEngine");
         if let Some(engine) = document.get("targetEngine") {
-            if let Some(memory) = self.string(engine, "/targetEngine", "executorMemory").filter(|m| !m.is_empty()) {
+            if let Some(memory) =
+                self.string(engine, "/targetEngine", "executorMemory").filter(|m| !m.is_empty())
+            {
                 flags.push(RequestedFlag {
                     pointer: "/targetEngine/executorMemory".to_owned(),
                     name: "--executor-memory".to_owned(),
@@ -644,7 +657,10 @@ impl Staging {
         for (end, _) in folded.match_indices('/') {
             let folder = &folded[..end];
             if let Some(other) = self.files.get(folder) {
-                return check.fault(pointer, format!("{:?} lies in {folder:?}, which is a file ({other})", path.as_str()));
+                return check.fault(
+                    pointer,
+                    format!("{:?} lies in {folder:?}, which is a file ({other})", path.as_str()),
+                );
             }
             self.folders.entry(folder.to_owned()).or_insert_with(|| pointer.clone());
         }
@@ -699,10 +715,22 @@ mod tests {
         assert_eq!(job.named_function(job.job_type().function_keys()), Some("score"));
         let staged: Vec<_> = job.staged_files().map(|file| file.path.as_str().to_owned()).collect();
         assert_eq!(staged, ["pkg/h.py", "t.txt"]);
-        assert_eq!(job.external_model_assets().next().unwrap().to_string(), valid().pointer("/model/storedModel/modelAssets/3").unwrap().to_string());
+        assert_eq!(
+            job.external_model_assets().next().unwrap().to_string(),
+            valid().pointer("/model/storedModel/modelAssets/3").unwrap().to_string()
+        );
         assert_eq!(job.external_inputs().count(), 1);
-        let flags: Vec<_> = job.flags().iter().map(|flag| (flag.name.as_str(), flag.value.as_str())).collect();
-        assert_eq!(flags, [("--executor-memory", "512MB"), ("--master", "local[2]"), ("--executor-memory", "1g"), ("-v", "")]);
+        let flags: Vec<_> =
+            job.flags().iter().map(|flag| (flag.name.as_str(), flag.value.as_str())).collect();
+        assert_eq!(
+            flags,
+            [
+                ("--executor-memory", "512MB"),
+                ("--master", "local[2]"),
+                ("--executor-memory", "1g"),
+                ("-v", "")
+            ]
+        );
     }
 
     #[test]
@@ -762,17 +790,28 @@ mod tests {
         assert!(twins("pkg")[0].contains("is also the place of"));
         assert!(twins("t.txt/x")[0].contains("which is a file"));
         assert!(twins("pkg/other.py").is_empty());
-        assert!(faults_after(|job| job["outputData"][0]["filename"] = json!("t.txt"))[0].contains("is also the place of"));
+        assert!(
+            faults_after(|job| job["outputData"][0]["filename"] = json!("t.txt"))[0]
+                .contains("is also the place of")
+        );
     }
 
     #[test]
     fn exactly_one_source_is_primary() {
-        let two = faults_after(|job| job["model"]["storedModel"]["modelAssets"][1]["primaryModelSource"] = json!(true));
+        let two = faults_after(|job| {
+            job["model"]["storedModel"]["modelAssets"][1]["primaryModelSource"] = json!(true)
+        });
         assert_eq!(two.len(), 1);
         assert!(two[0].contains("one source is primary"));
-        let empty = faults_after(|job| job["model"]["storedModel"]["modelAssets"][0]["sourceCode"] = json!(" \n"));
+        let empty =
+            faults_after(|job| job["model"]["storedModel"]["modelAssets"][0]["sourceCode"] = json!(" \n"));
         assert!(empty[0].contains("is empty"));
-        for gone in [json!(null), json!({}), json!({"storedModel": null}), json!({"storedModel": {"modelAssets": null}})] {
+        for gone in [
+            json!(null),
+            json!({}),
+            json!({"storedModel": null}),
+            json!({"storedModel": {"modelAssets": null}}),
+        ] {
             assert_eq!(faults_after(|job| job["model"] = gone.clone()).len(), 1, "{gone}");
         }
     }
@@ -780,7 +819,9 @@ mod tests {
     #[test]
     fn a_job_that_has_ended_is_not_run_again_by_accident() {
         for status in ["COMPLETE", "ERROR", "CANCELLED"] {
-            assert!(faults_after(|job| job["jobStatus"] = json!(status))[0].contains("publish it as CREATED"));
+            assert!(
+                faults_after(|job| job["jobStatus"] = json!(status))[0].contains("publish it as CREATED")
+            );
         }
     }
 

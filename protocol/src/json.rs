@@ -88,7 +88,11 @@ pub fn parse(text: &[u8]) -> Result<Value, Vec<Fault>> {
 fn unreadable(error: &serde_json::Error) -> String {
     let reason = error.to_string();
     if reason.starts_with("recursion limit exceeded") {
-        return format!("is nested deeper than {DEEPEST} levels (line {}, column {})", error.line(), error.column());
+        return format!(
+            "is nested deeper than {DEEPEST} levels (line {}, column {})",
+            error.line(),
+            error.column()
+        );
     }
     format!("is not JSON: {reason}")
 }
@@ -173,7 +177,10 @@ impl<'de> Visitor<'de> for Place<'_> {
             let depth = self.deeper()?;
             let pointer = step(&self.pointer, &key);
             if object.contains_key(&key) && repeated.insert(key.clone()) {
-                self.fault(pointer.clone(), "the key stands here more than once; readers differ in which one they take");
+                self.fault(
+                    pointer.clone(),
+                    "the key stands here more than once; readers differ in which one they take",
+                );
             }
             let value = entries.next_value_seed(Place { pointer, depth, reading: self.reading })?;
             object.entry(key).or_insert(value);
@@ -193,7 +200,8 @@ impl Place<'_> {
 
     fn number<E: de::Error>(self, digits: &str) -> Result<Value, E> {
         if digits.len() > LONGEST_NUMBER {
-            let message = format!("the number has {} digits; at most {LONGEST_NUMBER} are read", digits.len());
+            let message =
+                format!("the number has {} digits; at most {LONGEST_NUMBER} are read", digits.len());
             self.fault(self.pointer.clone(), message);
             return Ok(Value::Null);
         }
@@ -231,9 +239,15 @@ mod tests {
         assert!(faults("{\"a\":\n nope}")[0].starts_with("is not JSON: expected ident at line 2 column"));
         assert!(faults("{} {}")[0].contains("trailing characters"));
         assert!(faults("[NaN]")[0].starts_with("is not JSON"));
-        assert!(faults(r#"["\ud800"]"#)[0].contains("surrogate") || faults(r#"["\ud800"]"#)[0].contains("hex escape"));
+        assert!(
+            faults(r#"["\ud800"]"#)[0].contains("surrogate")
+                || faults(r#"["\ud800"]"#)[0].contains("hex escape")
+        );
         assert!(faults(&"[".repeat(200))[0].starts_with("is nested deeper than 80 levels"));
-        assert_eq!(parse(b"[\"\xff\"]").unwrap_err()[0].to_string(), "is not UTF-8: byte 2 does not belong there");
+        assert_eq!(
+            parse(b"[\"\xff\"]").unwrap_err()[0].to_string(),
+            "is not UTF-8: byte 2 does not belong there"
+        );
     }
 
     #[test]
@@ -245,7 +259,10 @@ mod tests {
 
     #[test]
     fn a_number_too_long_for_python_is_refused() {
-        assert_eq!(faults(&format!("[{}]", "9".repeat(5000))), ["/0: the number has 5000 digits; at most 400 are read"]);
+        assert_eq!(
+            faults(&format!("[{}]", "9".repeat(5000))),
+            ["/0: the number has 5000 digits; at most 400 are read"]
+        );
     }
 
     #[test]

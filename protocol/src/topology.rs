@@ -141,7 +141,8 @@ impl Topology {
         use Argument::{Number, Word};
 
         let quorum = ("x-queue-type", Word("quorum"));
-        let safely = [("x-dead-letter-strategy", Word("at-least-once")), ("x-overflow", Word("reject-publish"))];
+        let safely =
+            [("x-dead-letter-strategy", Word("at-least-once")), ("x-overflow", Word("reject-publish"))];
         let unlimited = ("x-delivery-limit", Number(NO_DELIVERY_LIMIT));
         let timeout = i64::try_from(ACKNOWLEDGEMENT_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
 
@@ -153,7 +154,12 @@ impl Topology {
         ];
         jobs.extend(safely.clone());
         let mut queues = vec![
-            QueueShape { name: JOBS_QUEUE.into(), arguments: jobs, exchange: JOBS_EXCHANGE, key: JOBS_KEY.into() },
+            QueueShape {
+                name: JOBS_QUEUE.into(),
+                arguments: jobs,
+                exchange: JOBS_EXCHANGE,
+                key: JOBS_KEY.into(),
+            },
             QueueShape {
                 name: EXPELLED_QUEUE.into(),
                 arguments: vec![quorum.clone(), unlimited.clone()],
@@ -194,7 +200,10 @@ impl Topology {
     /// The names of all exchanges, then of all queues.
     #[must_use]
     pub fn names(&self) -> (Vec<&str>, Vec<&str>) {
-        (self.exchanges.iter().map(|(name, _)| *name).collect(), self.queues.iter().map(|q| q.name.as_str()).collect())
+        (
+            self.exchanges.iter().map(|(name, _)| *name).collect(),
+            self.queues.iter().map(|q| q.name.as_str()).collect(),
+        )
     }
 
     /// Declares what is missing. What is there already must be the same.
@@ -265,7 +274,12 @@ async fn close(channel: &Channel) {
     }
 }
 
-async fn declare_exchange(channel: &Channel, name: &str, kind: &ExchangeKind, passive: bool) -> Result<(), lapin::Error> {
+async fn declare_exchange(
+    channel: &Channel,
+    name: &str,
+    kind: &ExchangeKind,
+    passive: bool,
+) -> Result<(), lapin::Error> {
     let mut options = ExchangeDeclareOptions { durable: true, ..Default::default() };
     options.passive = passive;
     channel.exchange_declare(short(name), kind.clone(), options, FieldTable::default()).await
@@ -284,7 +298,13 @@ async fn declare_queue(channel: &Channel, queue: &QueueShape, passive: bool) -> 
 async fn bind(channel: &Channel, queue: &QueueShape) -> Result<(), lapin::Error> {
     let options = QueueBindOptions::default();
     channel
-        .queue_bind(short(&queue.name), short(queue.exchange), short(&queue.key), options, FieldTable::default())
+        .queue_bind(
+            short(&queue.name),
+            short(queue.exchange),
+            short(&queue.key),
+            options,
+            FieldTable::default(),
+        )
         .await
 }
 
@@ -347,9 +367,15 @@ mod tests {
             "has x-delivery-limit = 5, not 20; delete it or give it the right arguments"
         );
         let said = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'spark.jobs' in vhost '/': received 'direct' but current is 'topic'";
-        assert_eq!(explain_inequivalence(said), "has type = topic, not direct; delete it or give it the right arguments");
+        assert_eq!(
+            explain_inequivalence(said),
+            "has type = topic, not direct; delete it or give it the right arguments"
+        );
         let said = "PRECONDITION_FAILED - inequivalent arg 'x-overflow' for queue 'q' in vhost '/': received the value 'reject-publish' of type 'longstr' but current is none";
-        assert_eq!(explain_inequivalence(said), "has x-overflow = none, not reject-publish; delete it or give it the right arguments");
+        assert_eq!(
+            explain_inequivalence(said),
+            "has x-overflow = none, not reject-publish; delete it or give it the right arguments"
+        );
         assert_eq!(explain_inequivalence("odd"), "is not as it has to be: odd");
     }
 
@@ -358,6 +384,9 @@ mod tests {
         let delays = [Duration::from_secs(5), Duration::from_millis(200), Duration::from_secs(5)];
         let topology = Topology::new(&delays);
         let (_, queues) = topology.names();
-        assert_eq!(queues, [JOBS_QUEUE, EXPELLED_QUEUE, DEAD_QUEUE, "spark.delay.200ms", "spark.delay.5000ms"]);
+        assert_eq!(
+            queues,
+            [JOBS_QUEUE, EXPELLED_QUEUE, DEAD_QUEUE, "spark.delay.200ms", "spark.delay.5000ms"]
+        );
     }
 }

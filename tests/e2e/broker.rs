@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
+use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::client::Submission;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
-use spark_runtime_protocol::JobId;
 use spark_runtime_tests::broker::{Broker, Vhost};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::{Worker, spark_runtime};
@@ -32,7 +32,8 @@ async fn a_job_whose_connection_is_lost_is_ended_here_and_run_again() {
     let wire = Wire::to(place.vhost.broker().port()).await;
     let worker = Worker::start(&place.vhost.uri_at(wire.port), &[RETRY]);
     let counter = worker.home.path().join("counter");
-    let directives = ["ignore-term", "spawn-daemon", &format!("times 1 {} hang", counter.display()), "complete"];
+    let directives =
+        ["ignore-term", "spawn-daemon", &format!("times 1 {} hang", counter.display()), "complete"];
     place.publish("cut", text("cut", &directives)).await;
     place.heard("cut", &[EventKind::Running]).await;
     wire.cut();
@@ -82,7 +83,8 @@ async fn a_topology_that_differs_is_told_by_queue_and_argument() {
     let other = json!({"durable": true, "arguments": {"x-queue-type": "quorum", "x-delivery-limit": 5}});
     vhost.http("PUT", "/api/queues/{}/spark.jobs", Some(&other));
     let declared = spark_runtime(&vhost.uri(), &[], &["topology", "declare"]);
-    let said = String::from_utf8_lossy(&declared.stderr).into_owned() + &String::from_utf8_lossy(&declared.stdout);
+    let said =
+        String::from_utf8_lossy(&declared.stderr).into_owned() + &String::from_utf8_lossy(&declared.stdout);
     assert_eq!(declared.status.code(), Some(76), "{said}");
     assert!(said.contains("queue spark.jobs") && said.contains("x-d"), "{said}");
     let verified = spark_runtime(&vhost.uri(), &[], &["topology", "verify"]);
@@ -96,7 +98,8 @@ async fn a_topology_that_is_missing_is_told_and_not_made_by_looking() {
     let vhost = Broker::shared().vhost();
     let verified = spark_runtime(&vhost.uri(), &[], &["topology", "verify"]);
     assert_eq!(verified.status.code(), Some(76));
-    let said = String::from_utf8_lossy(&verified.stderr).into_owned() + &String::from_utf8_lossy(&verified.stdout);
+    let said =
+        String::from_utf8_lossy(&verified.stderr).into_owned() + &String::from_utf8_lossy(&verified.stdout);
     assert!(said.contains("spark.jobs") && said.contains("missing"), "{said}");
     assert_eq!(vhost.http("GET", "/api/queues/{}", None), json!([]));
     assert_eq!(spark_runtime(&vhost.uri(), &[], &["topology", "declare"]).status.code(), Some(0));

@@ -64,7 +64,9 @@ async fn dead_jobs_are_listed_shown_replayed_and_dropped() {
     let counter = folder.path().join("counter");
     {
         let _worker = Worker::start(&uri, &[RETRY, "retry.max_attempts=1"]);
-        place.publish("d1", text("d1", &[&format!("times 1 {} signal 9", counter.display()), "complete"])).await;
+        place
+            .publish("d1", text("d1", &[&format!("times 1 {} signal 9", counter.display()), "complete"]))
+            .await;
         place.publish("d2", "no job").await;
         place.end_of("d1").await;
         place.end_of("d2").await;
@@ -74,7 +76,10 @@ async fn dead_jobs_are_listed_shown_replayed_and_dropped() {
         // Looking takes nothing away.
         let (code, out, err) = call(&uri, &["dead", "list"]).await;
         assert_eq!(code, Some(0), "{out}{err}");
-        assert!(out.contains("d1") && out.contains("killed") && out.contains("d2") && out.contains("invalid"), "{out}");
+        assert!(
+            out.contains("d1") && out.contains("killed") && out.contains("d2") && out.contains("invalid"),
+            "{out}"
+        );
     }
     let (code, out, _) = call(&uri, &["dead", "show", "d1"]).await;
     assert_eq!(code, Some(0));
@@ -102,7 +107,10 @@ async fn watch_follows_a_job_to_its_end() {
     // The watcher is there when its queue is.
     spark_runtime_tests::until("the watcher's queue", async || {
         let queues = place.vhost.http("GET", "/api/queues/{}", None);
-        let exclusive = queues.as_array()?.iter().filter(|queue| queue["name"].as_str().is_some_and(|n| n.starts_with("amq.gen")));
+        let exclusive = queues
+            .as_array()?
+            .iter()
+            .filter(|queue| queue["name"].as_str().is_some_and(|n| n.starts_with("amq.gen")));
         (exclusive.count() == 2).then_some(())
     })
     .await;

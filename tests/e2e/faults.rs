@@ -17,7 +17,7 @@ async fn failure_of(settings: &[&str], directives: &[&str]) -> (FailureClass, St
     let all: Vec<&str> = [RETRY, ONCE].iter().chain(settings).copied().collect();
     let worker = Worker::start(&place.vhost.uri(), &all);
     place.publish("x", text("x", directives)).await;
-    let failure = place.end_of("x").await.data.failure.expect("a failure");
+    let failure = place.end_of("x").await.data.failure.unwrap();
     worker.nothing_left().await;
     place.queue_has("spark.jobs", 0).await;
     (failure.class, failure.message)
@@ -101,7 +101,20 @@ async fn a_job_that_ends_leaves_no_process_behind() {
 async fn a_job_that_prints_without_end_costs_neither_memory_nor_disk() {
     let mut place = Vhost::ready(&DELAYS).await;
     let worker = Worker::start(&place.vhost.uri(), &[RETRY, "log.limit=1MiB"]);
-    place.publish("p", text("p", &["print-error first words", "print-error-megabytes 200", "print-error last words", "fail E x"])).await;
+    place
+        .publish(
+            "p",
+            text(
+                "p",
+                &[
+                    "print-error first words",
+                    "print-error-megabytes 200",
+                    "print-error last words",
+                    "fail E x",
+                ],
+            ),
+        )
+        .await;
     let failure = place.end_of("p").await.data.failure.unwrap();
     assert!(failure.log_tail.unwrap().ends_with("last words\n"));
     let log = failure.log.unwrap();
@@ -129,7 +142,11 @@ async fn the_kernel_ends_a_greedy_job_before_the_worker_and_the_event_says_so() 
     place.publish("greedy", text("greedy", &["eat-memory 400", "complete"])).await;
     let failure = place.end_of("greedy").await.data.failure.unwrap();
     assert_eq!(failure.class, FailureClass::Killed);
-    assert!(failure.message.starts_with("the kernel ended the job for lack of memory"), "{}", failure.message);
+    assert!(
+        failure.message.starts_with("the kernel ended the job for lack of memory"),
+        "{}",
+        failure.message
+    );
     place.publish("next", text("next", &["complete"])).await;
     assert_eq!(place.end_of("next").await.kind(), Some(EventKind::Completed));
 }
@@ -145,7 +162,10 @@ impl SmallDisk {
     }
 
     fn mounted(&self, options: &str) -> bool {
-        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(self.0.path()).output();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "none"])
+            .arg(self.0.path())
+            .output();
         mounted.is_ok_and(|output| output.status.success())
     }
 }
@@ -192,7 +212,11 @@ async fn a_folder_that_cannot_be_written_to_is_named() {
     place.publish("ro", text("ro", &["complete"])).await;
     let failure = place.end_of("ro").await.data.failure.unwrap();
     assert_eq!(failure.class, FailureClass::Staging);
-    assert!(failure.message.contains("Read-only") && failure.message.contains("job.directory"), "{}", failure.message);
+    assert!(
+        failure.message.contains("Read-only") && failure.message.contains("job.directory"),
+        "{}",
+        failure.message
+    );
     place.queue_has("spark.dead", 1).await;
     worker.signal(Signal::SIGKILL);
     worker.nothing_left().await;
@@ -204,14 +228,18 @@ struct MemoryLimit(std::path::PathBuf);
 impl MemoryLimit {
     fn new(bytes: u64) -> Option<Self> {
         let name = format!("spark-runtime-test-{}", std::process::id());
-        for (root, file) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
+        for (root, file) in
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+        {
             let path = std::path::Path::new(root).join(&name);
             if std::fs::create_dir(&path).is_err() {
                 continue;
             }
             if std::fs::write(path.join(file), bytes.to_string()).is_ok() {
                 // Without this a machine with swap swaps rather than kills.
-                for swap in [("memory.memsw.limit_in_bytes", bytes.to_string()), ("memory.swap.max", "0".to_owned())] {
+                for swap in
+                    [("memory.memsw.limit_in_bytes", bytes.to_string()), ("memory.swap.max", "0".to_owned())]
+                {
                     let _ = std::fs::write(path.join(swap.0), swap.1);
                 }
                 return Some(Self(path));
@@ -276,7 +304,11 @@ async fn a_job_that_kills_every_worker_ends_all_the_same() {
     let _worker = Worker::start(&place.vhost.uri(), &[RETRY, "retry.max_attempts=2"]);
     let failure = place.end_of("poison").await.data.failure.unwrap();
     assert_eq!(failure.class, FailureClass::Lost);
-    assert!(failure.message.starts_with("2 workers took the job and were lost with it"), "{}", failure.message);
+    assert!(
+        failure.message.starts_with("2 workers took the job and were lost with it"),
+        "{}",
+        failure.message
+    );
     place.queue_has("spark.dead", 1).await;
     place.queue_has("spark.jobs", 0).await;
 }

@@ -36,11 +36,13 @@ async fn every_message_that_is_no_job_is_rejected_with_all_its_faults_and_kept()
     broken["id"] = Value::Null;
     broken["jobType"] = json!("NOPE");
     broken["outputData"] = json!(7);
-    assets(&mut broken).push(json!({"name": "x", "assetType": "FILE", "filename": "../x", "fileContent": "%"}));
+    assets(&mut broken)
+        .push(json!({"name": "x", "assetType": "FILE", "filename": "../x", "fileContent": "%"}));
     let path = |name: &str| {
         let mut document = job("ignored", &[]);
         document["id"] = Value::Null;
-        assets(&mut document).push(json!({"name": "x", "assetType": "FILE", "filename": name, "fileContent": ""}));
+        assets(&mut document)
+            .push(json!({"name": "x", "assetType": "FILE", "filename": name, "fileContent": ""}));
         document.to_string().into_bytes()
     };
     let source = |source: &str| {
@@ -108,7 +110,8 @@ async fn a_message_without_any_id_is_rejected_under_one_that_its_body_gives() {
     document["id"] = Value::Null;
     let body = document.to_string();
     publish(&channel, body.as_bytes(), BasicProperties::default()).await;
-    publish(&channel, body.as_bytes(), BasicProperties::default().with_message_id("no/id at all".into())).await;
+    publish(&channel, body.as_bytes(), BasicProperties::default().with_message_id("no/id at all".into()))
+        .await;
     let id = spark_runtime_protocol::JobId::stand_in(body.as_bytes());
     let end = place.end_of(id.as_str()).await;
     assert_eq!(end.data.faults.unwrap()[0].pointer, "/id");
@@ -120,7 +123,8 @@ async fn a_name_too_long_for_the_file_system_fails_at_staging_and_is_not_tried_a
     let mut place = Vhost::ready(&DELAYS).await;
     let _worker = Worker::start(&place.vhost.uri(), &[RETRY]);
     let mut document = job("long", &["complete"]);
-    assets(&mut document).push(json!({"name": "x", "assetType": "FILE", "filename": "n".repeat(300), "fileContent": ""}));
+    assets(&mut document)
+        .push(json!({"name": "x", "assetType": "FILE", "filename": "n".repeat(300), "fileContent": ""}));
     place.publish("long", document.to_string()).await;
     let end = place.end_of("long").await;
     let failure = end.data.failure.unwrap();
@@ -133,13 +137,21 @@ async fn headers_of_wrong_types_change_nothing() {
     let mut place = Vhost::ready(&DELAYS).await;
     let _worker = Worker::start(&place.vhost.uri(), &[RETRY]);
     let channel = channel(&place).await;
-    for (number, value) in [AMQPValue::LongInt(-1), AMQPValue::LongString("\u{0}x".into()), AMQPValue::Void].into_iter().enumerate() {
+    for (number, value) in [AMQPValue::LongInt(-1), AMQPValue::LongString("\u{0}x".into()), AMQPValue::Void]
+        .into_iter()
+        .enumerate()
+    {
         let id = format!("h{number}");
         let mut headers = FieldTable::default();
         for name in ["x-attempt", "x-returns", "traceparent"] {
             headers.insert(name.into(), value.clone());
         }
-        publish(&channel, text(&id, &["complete"]).as_bytes(), BasicProperties::default().with_headers(headers)).await;
+        publish(
+            &channel,
+            text(&id, &["complete"]).as_bytes(),
+            BasicProperties::default().with_headers(headers),
+        )
+        .await;
         let end = place.end_of(&id).await;
         assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 1));
     }
@@ -151,7 +163,8 @@ async fn nothing_of_the_workers_own_settings_reaches_a_model() {
     let worker = Worker::start(&place.vhost.uri(), &[RETRY, "spark.environment.OPERATOR_SAYS=hello"]);
     let record = worker.home.path().join("record");
     let mut document = job("env", &[&format!("record {}", record.display()), "complete"]);
-    document["targetEngine"] = json!({"sparkConf": {"spark.my.password": "s3cr3t-p4ss", "spark.a": "$(touch x); b"}});
+    document["targetEngine"] =
+        json!({"sparkConf": {"spark.my.password": "s3cr3t-p4ss", "spark.a": "$(touch x); b"}});
     place.publish("env", document.to_string()).await;
     assert_eq!(place.end_of("env").await.kind(), Some(EventKind::Completed));
     let record = std::fs::read_to_string(record).unwrap();

@@ -18,8 +18,10 @@ async fn a_job_goes_through_its_events_in_order_to_exactly_one_end() {
     let mut place = Vhost::ready(&DELAYS).await;
     let worker = Worker::start(&place.vhost.uri(), &[RETRY]);
     let mut document = job("j1", &["write out.json {\"a\":1}", "complete"]);
-    document["outputData"] = 
-        serde_json::from_str(r#"[{"name": "o", "assetType": "FILE", "filename": "out.json", "odd": [1.10]}]"#).unwrap();
+    document["outputData"] = serde_json::from_str(
+        r#"[{"name": "o", "assetType": "FILE", "filename": "out.json", "odd": [1.10]}]"#,
+    )
+    .unwrap();
     let mut submission = Submission::new(JobId::new("ignored").unwrap(), document.to_string().into_bytes());
     submission.correlation_id = Some("mine".to_owned());
     submission.trace = TraceContext { traceparent: Some("00-a-b-01".into()), tracestate: Some("x=y".into()) };
@@ -28,11 +30,17 @@ async fn a_job_goes_through_its_events_in_order_to_exactly_one_end() {
     assert_eq!(place.story("j1"), ["1 accepted", "1 staged", "1 submitted", "1 running", "1 completed"]);
     assert_eq!(end.id, "j1/1/completed");
     assert_eq!(end.data.job_result, Some(JobResult::Success));
-    assert_eq!(end.data.output_data.unwrap().to_string(), r#"[{"name":"o","assetType":"FILE","filename":"out.json","odd":[1.10],"fileContent":"eyJhIjoxfQ==","fileSize":7}]"#);
+    assert_eq!(
+        end.data.output_data.unwrap().to_string(),
+        r#"[{"name":"o","assetType":"FILE","filename":"out.json","odd":[1.10],"fileContent":"eyJhIjoxfQ==","fileSize":7}]"#
+    );
     assert!(end.data.resources.unwrap().peak_memory_bytes > 0);
     for event in &place.seen {
         assert_eq!(event.data.correlation_id.as_deref(), Some("mine"));
-        assert_eq!((event.traceparent.as_deref(), event.tracestate.as_deref()), (Some("00-a-b-01"), Some("x=y")));
+        assert_eq!(
+            (event.traceparent.as_deref(), event.tracestate.as_deref()),
+            (Some("00-a-b-01"), Some("x=y"))
+        );
         assert_eq!(event.source, event.data.worker);
     }
     let statuses: Vec<_> = place.seen.iter().map(|event| event.data.job_status).collect();
@@ -77,8 +85,12 @@ async fn an_attempt_that_may_fare_better_is_tried_again_and_then_lies_in_the_dea
     place.publish("r", text("r", &["crash-before-hello"])).await;
     let end = place.end_of("r").await;
     assert_eq!(end.data.failure.unwrap().class, FailureClass::Submit);
-    let retries: Vec<_> = place.seen.iter().filter(|event| event.kind() == Some(EventKind::Retrying)).collect();
-    let delays: Vec<_> = retries.iter().map(|event| (event.data.attempt, event.data.next_attempt, event.data.delay_ms)).collect();
+    let retries: Vec<_> =
+        place.seen.iter().filter(|event| event.kind() == Some(EventKind::Retrying)).collect();
+    let delays: Vec<_> = retries
+        .iter()
+        .map(|event| (event.data.attempt, event.data.next_attempt, event.data.delay_ms))
+        .collect();
     assert_eq!(delays, [(1, Some(2), Some(200)), (2, Some(3), Some(400))]);
     assert_eq!(end.data.attempt, 3);
     place.queue_has("spark.dead", 1).await;
@@ -92,7 +104,11 @@ async fn a_second_attempt_that_fares_better_is_the_one_that_counts() {
     let counter = worker.home.path().join("counter");
     place.publish("s", text("s", &[&format!("times 1 {} exit 3", counter.display()), "complete"])).await;
     let end = place.end_of("s").await;
-    assert_eq!(end.kind(), Some(EventKind::Failed), "an exit without a report after hello is the model's: {end:?}");
+    assert_eq!(
+        end.kind(),
+        Some(EventKind::Failed),
+        "an exit without a report after hello is the model's: {end:?}"
+    );
     let counter = worker.home.path().join("counter2");
     place.publish("s2", text("s2", &[&format!("times 1 {} signal 9", counter.display()), "complete"])).await;
     assert_eq!(place.end_of("s2").await.data.failure.unwrap().class, FailureClass::Killed);
@@ -122,7 +138,8 @@ async fn no_more_spark_submits_start_at_once_than_the_settings_say() {
     // The journal spans the time before the driver says hello.
     for number in 0..4 {
         let id = format!("n{number}");
-        let directives = [&format!("journal {}", journal.display()), "sleep 0.2", "hello", "sleep 0.5", "complete"];
+        let directives =
+            [&format!("journal {}", journal.display()), "sleep 0.2", "hello", "sleep 0.5", "complete"];
         place.publish(&id, text(&id, &directives)).await;
     }
     let mut staged = 0;
@@ -141,7 +158,8 @@ async fn no_more_spark_submits_start_at_once_than_the_settings_say() {
     };
     let (submitted, running) = (of(EventKind::Submitted), of(EventKind::Running));
     for pair in submitted.windows(2) {
-        let started = running.iter().any(|event| event.subject == pair[0].subject && event.time <= pair[1].time);
+        let started =
+            running.iter().any(|event| event.subject == pair[0].subject && event.time <= pair[1].time);
         assert!(started, "{} was still starting when {} was submitted", pair[0].subject, pair[1].subject);
     }
 }
@@ -172,9 +190,13 @@ async fn nobody_needs_to_listen() {
     drop((place.events, place.client));
     let worker = Worker::start(&vhost.uri(), &[RETRY]);
     let client = vhost.client().await;
-    client.publish(&Submission::new(JobId::new("q").unwrap(), text("q", &["complete"]).into_bytes())).await.unwrap();
+    client
+        .publish(&Submission::new(JobId::new("q").unwrap(), text("q", &["complete"]).into_bytes()))
+        .await
+        .unwrap();
     worker.logged("completed").await;
-    spark_runtime_tests::until("an empty queue", async || (vhost.messages("spark.jobs") == 0).then_some(())).await;
+    spark_runtime_tests::until("an empty queue", async || (vhost.messages("spark.jobs") == 0).then_some(()))
+        .await;
 }
 
 #[tokio::test]

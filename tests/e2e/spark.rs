@@ -32,7 +32,8 @@ struct Parts {
 impl Parts {
     async fn take() -> Self {
         let part = |name: &str| {
-            std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; run tests/run, which installs the real Spark"))
+            std::env::var(name)
+                .unwrap_or_else(|_| panic!("{name} is not set; run tests/run, which installs the real Spark"))
         };
         Self {
             python: part("SPARK_RUNTIME_TEST_PYTHON"),
@@ -109,7 +110,10 @@ async fn a_difficult_model_on_the_real_spark_completes_and_its_outputs_come_back
     assert_eq!(end.kind(), Some(EventKind::Completed), "{:?}", end.data.failure);
     assert_eq!(end.data.job_result, Some(JobResult::Success));
     // "1000 noted helped [True, None, 1.5]"
-    assert_eq!(end.data.output_data.unwrap()[0]["fileContent"], "MTAwMCBub3RlZCBoZWxwZWQgW1RydWUsIE5vbmUsIDEuNV0=");
+    assert_eq!(
+        end.data.output_data.unwrap()[0]["fileContent"],
+        "MTAwMCBub3RlZCBoZWxwZWQgW1RydWUsIE5vbmUsIDEuNV0="
+    );
     let resources = end.data.resources.unwrap();
     assert!(resources.peak_memory_bytes > 100 << 20 && resources.processor_seconds > 1.0, "{resources:?}");
     assert_eq!(worker.processes(), Vec::<i32>::new());
@@ -127,7 +131,10 @@ async fn what_a_helper_of_the_model_raises_is_told_with_the_helpers_line() {
     let failure = place.end_of("raises").await.data.failure.unwrap();
     assert_eq!(failure.class, FailureClass::Model);
     let frame = failure.exception.unwrap().frame.unwrap();
-    assert_eq!((frame.file.as_str(), frame.line, frame.function.as_deref()), ("pkg/deep.py", 2, Some("fall")));
+    assert_eq!(
+        (frame.file.as_str(), frame.line, frame.function.as_deref()),
+        ("pkg/deep.py", 2, Some("fall"))
+    );
 }
 
 #[tokio::test]
@@ -142,7 +149,11 @@ async fn whoever_is_killed_and_whenever_nothing_of_a_real_spark_is_left() {
         until("the first process", async || (!worker.processes().is_empty()).then_some(())).await;
         tokio::time::sleep(Duration::from_millis(after)).await;
         let guard = children_of(worker.pid());
-        let kill_guard = || guard.iter().for_each(|pid| { let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL); });
+        let kill_guard = || {
+            guard.iter().for_each(|pid| {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            })
+        };
         match round % 3 {
             0 => worker.signal(Signal::SIGKILL),
             1 => kill_guard(),
@@ -213,11 +224,14 @@ impl Standalone {
                 .unwrap()
         };
         let master_class = "org.apache.spark.deploy.master.Master";
-        let master = start("master.log", &[master_class, "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]);
-        let address = until("the master's address", async || address(&folder.path().join("master.log"))).await;
+        let master =
+            start("master.log", &[master_class, "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]);
+        let address =
+            until("the master's address", async || address(&folder.path().join("master.log"))).await;
         let worker_class = "org.apache.spark.deploy.worker.Worker";
         let options = ["--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1g"];
-        let arguments: Vec<&str> = [worker_class].into_iter().chain(options).chain([address.as_str()]).collect();
+        let arguments: Vec<&str> =
+            [worker_class].into_iter().chain(options).chain([address.as_str()]).collect();
         let worker = start("worker.log", &arguments);
         Self { master, worker, address, _folder: folder }
     }
@@ -267,13 +281,15 @@ async fn a_job_runs_on_a_standalone_cluster_with_its_helpers_on_the_executors() 
 #[tokio::test]
 async fn a_job_published_from_python_is_followed_from_javascript() {
     let python = std::env::var("SPARK_RUNTIME_TEST_PYTHON").unwrap_or_else(|_| panic!("run tests/run"));
-    let modules = std::env::var("SPARK_RUNTIME_TEST_NODE_MODULES").unwrap_or_else(|_| panic!("run tests/run"));
+    let modules =
+        std::env::var("SPARK_RUNTIME_TEST_NODE_MODULES").unwrap_or_else(|_| panic!("run tests/run"));
     let place = Vhost::ready(&DELAYS).await;
     let uri = place.vhost.uri();
     let _worker = Worker::start(&uri, &[RETRY]);
     let clients = project().join("deploy/examples/clients");
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("job.json"), spark_runtime_tests::jobs::text("both", &["complete"])).unwrap();
+    std::fs::write(folder.path().join("job.json"), spark_runtime_tests::jobs::text("both", &["complete"]))
+        .unwrap();
     let following = Command::new("node")
         .arg(clients.join("follow.js"))
         .arg("both")

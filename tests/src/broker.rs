@@ -1,6 +1,10 @@
 //! A real RabbitMQ for the tests, started by `deploy/broker` and removed when the test program ends.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot have its broker cannot go on")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot have its broker cannot go on"
+)]
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -47,7 +51,8 @@ impl Broker {
     /// A broker of a test's own. `environment` goes to `deploy/broker`.
     #[must_use]
     pub fn start(environment: &[(&str, &str)]) -> Self {
-        let directory = std::env::temp_dir().join(format!("spark-runtime-test-broker-{}", uuid::Uuid::new_v4().simple()));
+        let directory =
+            std::env::temp_dir().join(format!("spark-runtime-test-broker-{}", uuid::Uuid::new_v4().simple()));
         let mut broker = Self { directory, settings: HashMap::new() };
         broker.up(environment);
         broker
@@ -64,7 +69,11 @@ impl Broker {
             .expect("deploy/broker starts");
         assert!(started.status.success(), "no broker: {}", String::from_utf8_lossy(&started.stderr));
         let settings = std::fs::read_to_string(self.directory.join("broker.env")).unwrap();
-        self.settings = settings.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
+        self.settings = settings
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect();
     }
 
     /// Stops it in order; its data stays.
@@ -125,7 +134,8 @@ impl Broker {
     /// # Panics
     /// When it does not answer.
     pub fn http_status(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
-        let authority = self.settings["HTTP_URI"].trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let authority =
+            self.settings["HTTP_URI"].trim_start_matches("http://").trim_end_matches('/').to_owned();
         let login = format!("{}:{}", self.settings["HTTP_USER"], self.settings["HTTP_PASSWORD"]);
         let login = base64::engine::general_purpose::STANDARD.encode(login);
         let body = body.map(ToString::to_string).unwrap_or_default();
@@ -239,13 +249,16 @@ impl Ready {
     /// # Panics
     /// When it does not come.
     pub async fn heard(&mut self, id: &str, kinds: &[EventKind]) -> Event {
-        let matching = |event: &Event| event.subject.as_str() == id && event.kind().is_some_and(|k| kinds.contains(&k));
+        let matching =
+            |event: &Event| event.subject.as_str() == id && event.kind().is_some_and(|k| kinds.contains(&k));
         if let Some(event) = self.seen.iter().find(|event| matching(event)) {
             return event.clone();
         }
         loop {
             let event = tokio::time::timeout(PATIENCE, self.events.next()).await;
-            let event = event.unwrap_or_else(|_| panic!("no {kinds:?} for {id}; heard {:#?}", self.story(id))).unwrap();
+            let event = event
+                .unwrap_or_else(|_| panic!("no {kinds:?} for {id}; heard {:#?}", self.story(id)))
+                .unwrap();
             let event = event.expect("the subscription goes on");
             self.seen.push(event.clone());
             if matching(&event) {
@@ -264,7 +277,9 @@ impl Ready {
     #[must_use]
     pub fn story(&self, id: &str) -> Vec<String> {
         let of_job = self.seen.iter().filter(|event| event.subject.as_str() == id);
-        of_job.map(|event| format!("{} {}", event.data.attempt, event.kind().map_or("?", EventKind::word))).collect()
+        of_job
+            .map(|event| format!("{} {}", event.data.attempt, event.kind().map_or("?", EventKind::word)))
+            .collect()
     }
 
     /// Waits until a queue has this many messages.

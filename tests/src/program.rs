@@ -1,6 +1,10 @@
 //! The program under test, as a process.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot have its process cannot go on")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot have its process cannot go on"
+)]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -103,8 +107,10 @@ impl Worker {
 
     /// Waits until no process of any attempt is left.
     pub async fn nothing_left(&self) {
-        crate::until(&format!("the end of {:?}", self.processes()), async || self.processes().is_empty().then_some(()))
-            .await;
+        crate::until(&format!("the end of {:?}", self.processes()), async || {
+            self.processes().is_empty().then_some(())
+        })
+        .await;
     }
 }
 
@@ -166,13 +172,17 @@ pub fn processes_below(folder: &Path) -> Vec<i32> {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&folder))).collect()
+    pids.filter(|pid| {
+        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&folder))
+    })
+    .collect()
 }
 
 /// The processes that have `parent` as their parent.
 #[must_use]
 pub fn children_of(parent: i32) -> Vec<i32> {
-    let listed = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let listed =
+        std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let mut children: Vec<i32> = listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
     // A child belongs to the thread that made it.
     for task in std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {

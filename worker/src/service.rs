@@ -18,8 +18,8 @@ use crate::broker::slots::{Handler, Leaving, Slots};
 use crate::config::Settings;
 use crate::job::check::Judge;
 use crate::job::claim::{Claimant, Claimed};
-use crate::job::settle::{Settled, expelled, exhausted, refused, settle};
-use crate::job::{kept_folder, Announce, Attempt, Claim, Context, End, Stop, StopReason, clean, keep, run};
+use crate::job::settle::{Settled, exhausted, expelled, refused, settle};
+use crate::job::{Announce, Attempt, Claim, Context, End, Stop, StopReason, clean, keep, kept_folder, run};
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::BootTime;
@@ -73,7 +73,8 @@ impl Home {
         sweep(directory);
         make_private(&path).map_err(fault)?;
         let file = File::create(path.join(LOCK)).map_err(fault)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| fault(errno.into()))?;
+        let lock =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| fault(errno.into()))?;
         Ok(Self { path, _lock: lock })
     }
 }
@@ -95,7 +96,11 @@ fn make_private(path: &Path) -> std::io::Result<()> {
 fn prune(kept: &Path, keep_for: Duration) {
     let Ok(entries) = std::fs::read_dir(kept) else { return };
     for entry in entries.flatten() {
-        let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|when| when.elapsed().ok());
+        let age = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|when| when.elapsed().ok());
         if age.is_some_and(|age| age > keep_for)
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
@@ -138,8 +143,11 @@ pub fn instance_name(settings: &Settings) -> String {
         "" => format!("{}-{}", crate::job::collect::host(), std::process::id()),
         name => name.to_owned(),
     };
-    let plain: String =
-        name.chars().take(80).map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+    let plain: String = name
+        .chars()
+        .take(80)
+        .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' })
+        .collect();
     format!("{plain}-{}", &unique[..4])
 }
 
@@ -185,9 +193,11 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let worker = instance_name(&settings);
     let home = Home::make(&settings.job.directory, &worker)?;
     let client_mode = Arc::new(backend(&settings));
-    let (publisher, lanes) = Publisher::new(&endpoint, format!("{worker} publish"), settings.broker.publish_timeout)
-        .map_err(|error| ServiceError::Broker(error.to_string()))?;
-    let context = Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
+    let (publisher, lanes) =
+        Publisher::new(&endpoint, format!("{worker} publish"), settings.broker.publish_timeout)
+            .map_err(|error| ServiceError::Broker(error.to_string()))?;
+    let context =
+        Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
     client_mode.prepare().await?;
     let fencing = tokio::spawn(keep_alive(client_mode, settings.broker.heartbeat));
     let pruning = tokio::spawn(keep_pruned(kept_folder(&settings.job.directory), settings.job.keep_for));
@@ -199,8 +209,13 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
 
     let (sessions, session) = watch::channel(None);
     let topology = Topology::new(&settings.retry.delays);
-    let connecting =
-        tokio::spawn(keep_connected(endpoint, format!("{worker} consume"), topology, settings.job.run_timeout, sessions));
+    let connecting = tokio::spawn(keep_connected(
+        endpoint,
+        format!("{worker} consume"),
+        topology,
+        settings.job.run_timeout,
+        sessions,
+    ));
     let claimant = Claimant {
         worker: worker.clone(),
         max_attempts: settings.retry.max_attempts,
@@ -259,7 +274,10 @@ impl Jobs {
 
     /// Whoever had the delivery before has lost it, and with it its attempt.
     async fn count_as_lost(&self, message: &Message, stop: &mut Stop) -> Settled {
-        tracing::warn!(attempt = message.attempt(), "a job came back from a worker or connection that is gone");
+        tracing::warn!(
+            attempt = message.attempt(),
+            "a job came back from a worker or connection that is gone"
+        );
         let mut heard = None;
         let counted = self.publisher.count_as_lost(message);
         tokio::pin!(counted);

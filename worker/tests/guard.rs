@@ -786,10 +786,14 @@ fn stand_in_for_a_worker() {
             }
             "lease" => {
                 let _running = guard.launch(launch(TREE)).await.unwrap();
+                let renew = || guard.alive_until(BootTime::now().checked_add(Duration::from_millis(1500)));
+                renew();
+                // Answered, whatever the answer, the guard has had the renewal before it.
+                drop(guard.launch(launch("exit 0")).await);
                 println!("guard {}", guard.pid().unwrap());
                 // Renewed as long as this process is awake.
                 loop {
-                    guard.alive_until(BootTime::now().checked_add(Duration::from_millis(1500)));
+                    renew();
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

@@ -8,8 +8,8 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use spark_runtime_protocol::event::TraceContext;
 use spark_runtime_protocol::topology::{
-    ATTEMPT_HEADER, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, FIRST_DEATH_REASON_HEADER,
-    RETURNS_HEADER, WORKER_HEADER,
+    ATTEMPT_HEADER, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER,
+    FIRST_DEATH_REASON_HEADER, RETURNS_HEADER, WORKER_HEADER,
 };
 
 /// Headers that belong to one publication of a message and not to its copies.
@@ -120,10 +120,12 @@ impl Message {
         let mut headers = self.own_headers();
         headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(self.attempt()));
         let words: String = words.chars().take(4096).collect();
-        for (name, value) in [(FAILURE_CLASS_HEADER, class), (FAILURE_MESSAGE_HEADER, &words), (WORKER_HEADER, worker)] {
+        for (name, value) in
+            [(FAILURE_CLASS_HEADER, class), (FAILURE_MESSAGE_HEADER, &words), (WORKER_HEADER, worker)]
+        {
             headers.insert(name.into(), AMQPValue::LongString(value.into()));
         }
-        self.copied(headers)
+        self.copied(headers).with_timestamp(seconds_now())
     }
 
     /// The properties of a copy that starts from the beginning.
@@ -139,7 +141,8 @@ impl Message {
         let headers = self.properties.headers().clone().unwrap_or_default();
         let own = headers.inner().clone().into_iter().filter(|(name, _)| {
             let name = name.as_str();
-            let of_the_broker = name == "x-death" || name.starts_with("x-first-death-") || name.starts_with("x-last-death-");
+            let of_the_broker =
+                name == "x-death" || name.starts_with("x-first-death-") || name.starts_with("x-last-death-");
             !of_the_broker && !OF_ONE_PUBLICATION.contains(&name)
         });
         FieldTable::from(own.collect::<std::collections::BTreeMap<_, _>>())
@@ -177,6 +180,11 @@ impl Message {
     }
 }
 
+/// AMQP's timestamps are seconds since 1970.
+fn seconds_now() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,7 +194,10 @@ mod tests {
         for (name, value) in headers {
             table.insert((*name).into(), value.clone());
         }
-        Message::new(b"{}".to_vec(), BasicProperties::default().with_headers(table).with_message_id("m".into()))
+        Message::new(
+            b"{}".to_vec(),
+            BasicProperties::default().with_headers(table).with_message_id("m".into()),
+        )
     }
 
     #[test]
@@ -227,7 +238,8 @@ mod tests {
         ]);
         let copy = Message::new(Vec::new(), original.for_next_attempt(false));
         assert_eq!(copy.message_id(), Some("m"));
-        let names: Vec<_> = copy.properties.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
+        let names: Vec<_> =
+            copy.properties.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
         assert_eq!(names, ["mine", "x-attempt"]);
         let buried = Message::new(Vec::new(), original.for_burial("lost", "words", "w"));
         assert_eq!(buried.text("x-failure-message").as_deref(), Some("words"));

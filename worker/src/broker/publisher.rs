@@ -78,7 +78,11 @@ impl managed::Manager for ConfirmChannels {
         Ok(ConfirmChannel { channel, connection })
     }
 
-    async fn recycle(&self, channel: &mut ConfirmChannel, _: &managed::Metrics) -> RecycleResult<ChannelError> {
+    async fn recycle(
+        &self,
+        channel: &mut ConfirmChannel,
+        _: &managed::Metrics,
+    ) -> RecycleResult<ChannelError> {
         if channel.channel.status().connected() {
             return Ok(());
         }
@@ -129,14 +133,19 @@ impl Publisher {
     ///
     /// # Errors
     /// When the pool cannot be made, which is a mistake of its settings.
-    pub fn new(endpoint: &Endpoint, name: String, patience: Duration) -> Result<(Self, Lanes), managed::BuildError> {
+    pub fn new(
+        endpoint: &Endpoint,
+        name: String,
+        patience: Duration,
+    ) -> Result<(Self, Lanes), managed::BuildError> {
         let channels = ConfirmChannels { endpoint: endpoint.clone(), name, connection: Mutex::new(None) };
         let pool = Pool::builder(channels).max_size(LANES).build()?;
         let mut tasks = JoinSet::new();
         let lanes = (0..LANES).map(|_| {
             let (sender, letters) = mpsc::unbounded_channel();
             let again = sender.downgrade();
-            tasks.spawn(Lane { pool: pool.clone(), letters, again, unsent: VecDeque::new(), patience }.work());
+            tasks
+                .spawn(Lane { pool: pool.clone(), letters, again, unsent: VecDeque::new(), patience }.work());
             sender
         });
         let lanes = Arc::new(lanes.collect());
@@ -153,10 +162,17 @@ impl Publisher {
 
     /// Publishes and waits for the confirmation, for ever if need be. Dropping the future takes the message back if it
     /// is not on its way yet.
-    async fn publish(&self, exchange: &'static str, key: String, payload: Vec<u8>, properties: BasicProperties) {
+    async fn publish(
+        &self,
+        exchange: &'static str,
+        key: String,
+        payload: Vec<u8>,
+        properties: BasicProperties,
+    ) {
         let (confirmed, confirmation) = oneshot::channel();
         let lane_key = key.clone();
-        let letter = Letter { exchange, key, mandatory: true, payload, properties, confirmed: Some(confirmed) };
+        let letter =
+            Letter { exchange, key, mandatory: true, payload, properties, confirmed: Some(confirmed) };
         self.hand_over(&lane_key, letter);
         if confirmation.await.is_err() {
             // The runtime is going down. Nobody may take this for a confirmation.
@@ -349,7 +365,10 @@ impl Lane {
             match confirmation {
                 Confirmation::Ack(Some(returned)) if letter.mandatory => {
                     let reason = returned.reply_text.to_string();
-                    self.later(letter, &format!("it could not be routed ({reason}); run `spark-runtime topology declare`"));
+                    self.later(
+                        letter,
+                        &format!("it could not be routed ({reason}); run `spark-runtime topology declare`"),
+                    );
                 }
                 Confirmation::Ack(_) => {
                     backoff.succeeded();

@@ -57,7 +57,10 @@ impl AcknowledgementTimeout {
 pub fn too_old(server: &Server) -> Option<String> {
     let release = server.release()?;
     (release < OLDEST_SERVER).then(|| {
-        format!("{} {} is older than {}.{}, which is needed", server.product, server.version, OLDEST_SERVER.0, OLDEST_SERVER.1)
+        format!(
+            "{} {} is older than {}.{}, which is needed",
+            server.product, server.version, OLDEST_SERVER.0, OLDEST_SERVER.1
+        )
     })
 }
 
@@ -73,7 +76,9 @@ mod tests {
     fn a_worker_is_told_when_the_broker_takes_jobs_back_too_early() {
         let day = Duration::from_secs(86_400);
         assert_eq!(AcknowledgementTimeout::on(&server("4.0.5")).warning(day), None);
-        assert!(AcknowledgementTimeout::on(&server("3.10.8")).warning(day).unwrap().contains("30 min unless"));
+        assert!(
+            AcknowledgementTimeout::on(&server("3.10.8")).warning(day).unwrap().contains("30 min unless")
+        );
         assert_eq!(AcknowledgementTimeout::on(&server("3.10.8")).warning(Duration::from_secs(600)), None);
         assert!(AcknowledgementTimeout::on(&server("4.0.5")).warning(30 * day).unwrap().contains("168 h"));
     }

@@ -102,7 +102,10 @@ async fn ended(connection: &Connection) -> String {
         };
         match event {
             Event::ConnectionBlocked(reason) => {
-                tracing::warn!(reason, "the broker is short of memory or disk; it takes acknowledgements, but no events");
+                tracing::warn!(
+                    reason,
+                    "the broker is short of memory or disk; it takes acknowledgements, but no events"
+                );
             }
             Event::ConnectionUnblocked => tracing::info!("the broker takes events again"),
             Event::Error(error) => {

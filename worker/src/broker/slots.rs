@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::watch;
@@ -126,8 +128,9 @@ impl<H: Handler> Slots<H> {
         channel.basic_qos(1, BasicQosOptions::default()).await?;
         let tag = format!("slot-{number}-{}", session.generation);
         let options = BasicConsumeOptions::default();
-        let mut consumer =
-            channel.basic_consume(self.queue.into(), tag.as_str().into(), options, FieldTable::default()).await?;
+        let mut consumer = channel
+            .basic_consume(self.queue.into(), tag.as_str().into(), options, FieldTable::default())
+            .await?;
         let mut renewals = self.renewals.subscribe();
         loop {
             let idle = Counted::new(&self.idle);
@@ -223,7 +226,9 @@ impl<H: Handler> Slots<H> {
                 }
                 let acknowledged = acker.ack(BasicAckOptions::default()).await?;
                 if !acknowledged {
-                    tracing::warn!("a settled delivery was lost before it could be acknowledged; its job comes again");
+                    tracing::warn!(
+                        "a settled delivery was lost before it could be acknowledged; its job comes again"
+                    );
                 }
                 Ok(channel_is_good && acknowledged)
             }
@@ -250,7 +255,12 @@ impl<H: Handler> Slots<H> {
             }
             match suspicious_since {
                 Some((then, since)) if then == deliveries && since.elapsed() * 2 >= interval => {
-                    tracing::warn!(ready, idle, queue = self.queue, "jobs are ready and none is delivered; new channels are opened");
+                    tracing::warn!(
+                        ready,
+                        idle,
+                        queue = self.queue,
+                        "jobs are ready and none is delivered; new channels are opened"
+                    );
                     self.renewals.send_modify(|count| *count += 1);
                     suspicious_since = None;
                 }

@@ -14,8 +14,10 @@ use super::render::{Progress, exit_of, faults, outcome};
 use super::{CliError, Exit, input, output};
 use crate::config::Settings;
 use crate::job::settle::terminal_event;
-use crate::job::{Announce, Attempt, Claim, Context, End, StopReason, Stopper, clean, keep, run as run_attempt};
-use crate::service::{Home, backend, context, instance_name};
+use crate::job::{
+    Announce, Attempt, Claim, Context, End, StopReason, Stopper, clean, keep, run as run_attempt,
+};
+use crate::service::{Home, ServiceError, backend, context, instance_name};
 use crate::spark::Awaited;
 
 /// What `run` takes.
@@ -46,10 +48,10 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         }
     };
     let worker = instance_name(&settings);
-    let home = Home::make(&settings.job.directory, &worker).map_err(|error| CliError::Internal(error.to_string()))?;
+    let home = Home::make(&settings.job.directory, &worker).map_err(of_service)?;
     let terminal = Arc::new(Terminal { json: args.json, progress: Mutex::new(Progress::new()) });
     let context = context(&settings, &worker, &home, Arc::new(backend(&settings)), terminal.clone())
-        .map_err(|error| CliError::Internal(error.to_string()))?;
+        .map_err(of_service)?;
     let claim = Claim {
         job: job.id().clone(),
         job_type: Some(job.job_type()),
@@ -76,6 +78,14 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         }
     }
     Ok(exit_of(&event).unwrap_or(Exit::Internal))
+}
+
+/// What the exit code makes of a service that cannot start.
+pub(super) fn of_service(error: ServiceError) -> CliError {
+    match error {
+        ServiceError::Policy(error) => error.into(),
+        error => CliError::Internal(error.to_string()),
+    }
 }
 
 /// One attempt; Ctrl-C and SIGTERM cancel it.
@@ -109,7 +119,8 @@ async fn interrupted() {
 /// The names of the job's FILE outputs.
 fn output_names(job: &Job) -> Vec<StagedPath> {
     let files = job.outputs().iter().filter(|entry| AssetType::of(entry) == Some(AssetType::File));
-    let names = files.filter_map(|entry| ["filename", "name"].iter().find_map(|key| entry.get(*key)?.as_str()));
+    let names =
+        files.filter_map(|entry| ["filename", "name"].iter().find_map(|key| entry.get(*key)?.as_str()));
     names.filter_map(|name| StagedPath::new(name).ok()).collect()
 }
 

@@ -3,10 +3,11 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use super::run::of_service;
 use super::{CliError, Exit};
 use crate::broker::slots::Leaving;
 use crate::config::Settings;
-use crate::service::{ServiceError, serve};
+use crate::service::serve;
 
 /// What `worker` takes.
 #[derive(Debug, clap::Args)]
@@ -27,14 +28,7 @@ pub async fn run(_args: Args, settings: Settings) -> Result<Exit, CliError> {
     let listening = tokio::spawn(listen(terminate, interrupt, leave, grace));
     let served = serve(settings, leaving).await;
     listening.abort();
-    match served {
-        Ok(()) => Ok(Exit::Ok),
-        Err(ServiceError::Policy(error)) => {
-            super::output::complain(&error.to_string());
-            Ok(Exit::Configuration)
-        }
-        Err(error) => Err(CliError::Internal(error.to_string())),
-    }
+    served.map(|()| Exit::Ok).map_err(of_service)
 }
 
 /// The first signal drains; the end of the grace gives back; another signal gives back at once.

@@ -76,11 +76,13 @@ impl Judge {
         let init = init_for(job, &source, &at_source, &mut faults);
         match (function, CommandLine::of(job, &self.policy, &self.master)) {
             (Some(function), Ok(command_line)) if faults.is_empty() => {
-                let init_takes_job = init.as_deref().and_then(|name| source.function(name)).is_some_and(|init| {
-                    // Called with the job whenever it takes it, as the driver does.
-                    init.arity.takes(1)
-                });
-                let unseen = init.as_deref().is_some_and(|name| source.function(name).is_none_or(|f| f.is_decorated));
+                let init_takes_job =
+                    init.as_deref().and_then(|name| source.function(name)).is_some_and(|init| {
+                        // Called with the job whenever it takes it, as the driver does.
+                        init.arity.takes(1)
+                    });
+                let unseen =
+                    init.as_deref().is_some_and(|name| source.function(name).is_none_or(|f| f.is_decorated));
                 Ok(Plan { function, init_takes_job: init_takes_job || unseen, init, command_line })
             }
             (_, command_line) => {
@@ -94,7 +96,10 @@ impl Judge {
         match python_objects(&self.python, text) {
             Ok(Some(objection)) if objection.line > 0 => {
                 let (line, column) = (objection.line, objection.column);
-                Some(Fault::new(at, format!("is no Python: {}, line {line}, column {column}", objection.message)))
+                Some(Fault::new(
+                    at,
+                    format!("is no Python: {}, line {line}, column {column}", objection.message),
+                ))
             }
             Ok(Some(objection)) => Some(Fault::new(at, format!("is no Python: {}", objection.message))),
             Ok(None) => None,
@@ -104,15 +109,6 @@ impl Judge {
                 None
             }
         }
-    }
-}
-
-/// Judges a job by the settings; the faults of the policy file itself are among the answer.
-#[must_use]
-pub fn check(job: &Job, settings: &Settings) -> Vec<Fault> {
-    match Judge::of(settings) {
-        Ok(judge) => judge.plan(job).err().unwrap_or_default(),
-        Err(error) => vec![Fault::new("", error.to_string())],
     }
 }
 
@@ -137,7 +133,10 @@ fn function_for(job: &Job, source: &Source, at_source: &str, faults: &mut Vec<Fa
         let key = keys.iter().find(|key| job.primary_source().get(**key).is_some()).unwrap_or(&keys[0]);
         let at = format!("{}/{key}", job.primary_pointer());
         if !source_may_have(source, name) {
-            faults.push(Fault::new(at, format!("names {name:?}, which the source does not have; {}", there(source))));
+            faults.push(Fault::new(
+                at,
+                format!("names {name:?}, which the source does not have; {}", there(source)),
+            ));
             return None;
         }
         if let Some(function) = source.function(name) {
@@ -236,7 +235,9 @@ fn misfit(function: &Function, at: &str) -> Option<Fault> {
     };
     Some(Fault::new(
         at,
-        format!("{name} (line {line}) {takes}; a Spark model's function takes three lists: inputs, outputs, attachments"),
+        format!(
+            "{name} (line {line}) {takes}; a Spark model's function takes three lists: inputs, outputs, attachments"
+        ),
     ))
 }
 
@@ -260,7 +261,10 @@ mod tests {
     fn the_asset_names_the_function_or_a_tag_does() {
         let source = "# modelop.init\ndef begin(job):\n  pass\n# modelop.score\ndef a(x, y, z):\n  pass\ndef b(x, y, z):\n  pass\n";
         let tagged = plan(source, json!({})).unwrap();
-        assert_eq!((tagged.function.as_str(), tagged.init.as_deref(), tagged.init_takes_job), ("a", Some("begin"), true));
+        assert_eq!(
+            (tagged.function.as_str(), tagged.init.as_deref(), tagged.init_takes_job),
+            ("a", Some("begin"), true)
+        );
         assert_eq!(plan(source, json!({"scoreFunction": "b"})).unwrap().function, "b");
     }
 
@@ -276,7 +280,9 @@ mod tests {
         );
         assert_eq!(
             plan(source, json!({})).unwrap_err(),
-            ["names no scoring function; set \"scoreFunction\" or put `# modelop.score` above it; it has a, b"]
+            [
+                "names no scoring function; set \"scoreFunction\" or put `# modelop.score` above it; it has a, b"
+            ]
         );
         assert!(plan("from h import score\n", json!({"scoreFunction": "score"})).is_ok());
     }
@@ -284,7 +290,9 @@ mod tests {
     #[test]
     fn functions_that_cannot_be_called_are_named_with_their_line() {
         let fault = |source: &str| plan(source, json!({"scoreFunction": "score"})).unwrap_err().join("; ");
-        assert!(fault("\ndef score(data): pass").contains("score (line 2) takes 1 argument, as record models do"));
+        assert!(
+            fault("\ndef score(data): pass").contains("score (line 2) takes 1 argument, as record models do")
+        );
         assert!(fault("def score(a, b): pass").contains("takes 2 arguments"));
         assert!(fault("async def score(a, b, c): pass").contains("is async"));
         assert!(fault("def score(a, b, c, *, k): pass").contains("needs keyword arguments"));
@@ -295,9 +303,13 @@ mod tests {
 
     #[test]
     fn a_syntax_error_is_told_with_line_and_column_before_anything_starts() {
-        let faults = plan("import os\ndef score(a, b, c:\n    pass\n", json!({"scoreFunction": "score"})).unwrap_err();
+        let faults =
+            plan("import os\ndef score(a, b, c:\n    pass\n", json!({"scoreFunction": "score"})).unwrap_err();
         assert_eq!(faults.len(), 1);
-        assert!(faults[0].starts_with("is no Python: ") && faults[0].contains("line 2, column"), "{faults:?}");
+        assert!(
+            faults[0].starts_with("is no Python: ") && faults[0].contains("line 2, column"),
+            "{faults:?}"
+        );
     }
 
     #[test]

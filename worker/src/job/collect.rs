@@ -32,7 +32,13 @@ use crate::spark::report::{FailureKind, Word};
 const DRIVER_CUT_OFF: i32 = 70;
 
 /// Reads what the application left and judges how the attempt ended.
-pub async fn collect(context: &Context, job: Job, staged: &Staged, tracked: Tracked, course: &mut Course) -> End {
+pub async fn collect(
+    context: &Context,
+    job: Job,
+    staged: &Staged,
+    tracked: Tracked,
+    course: &mut Course,
+) -> End {
     let limits = Limits {
         submit_timeout: in_words(context.settings.job.submit_timeout),
         run_timeout: in_words(context.settings.job.run_timeout),
@@ -42,7 +48,8 @@ pub async fn collect(context: &Context, job: Job, staged: &Staged, tracked: Trac
             let working_directory = staged.working_directory.clone();
             let kept = kept_directory(context, &staged.directory);
             let inline = context.settings.job.inline_output;
-            let outputs = tokio::task::spawn_blocking(move || outputs(&job, &working_directory, kept, inline)).await;
+            let outputs =
+                tokio::task::spawn_blocking(move || outputs(&job, &working_directory, kept, inline)).await;
             match outputs {
                 Ok(outputs) => {
                     course.keep_directory = outputs.left_on_disk;
@@ -104,7 +111,9 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
     match ending.report.take() {
         // Only both together are a success. One that was there before the end was asked for counts; one that came after
         // may be what a model makes of a signal.
-        Some(Word::Completed { results }) if exit_code == Some(0) && (cut.is_none() || ending.report_came_first) => {
+        Some(Word::Completed { results })
+            if exit_code == Some(0) && (cut.is_none() || ending.report_came_first) =>
+        {
             return Verdict::Completed(results);
         }
         Some(Word::Failed { kind, exception, functions }) if cut.is_none() => {
@@ -122,12 +131,15 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
     match cut {
         Some(Cut::Stopped(reason)) => return Verdict::Stopped(reason),
         Some(Cut::RunDeadline) => {
-            let message = format!("the job ran longer than {} (job.run_timeout) and was ended", limits.run_timeout);
+            let message =
+                format!("the job ran longer than {} (job.run_timeout) and was ended", limits.run_timeout);
             return failed(FailureClass::Timeout, message, false);
         }
         Some(Cut::SubmitDeadline) => {
-            let message =
-                format!("spark-submit did not start the driver within {} (job.submit_timeout)", limits.submit_timeout);
+            let message = format!(
+                "spark-submit did not start the driver within {} (job.submit_timeout)",
+                limits.submit_timeout
+            );
             return failed(FailureClass::Submit, message, true);
         }
         None => {}
@@ -242,7 +254,11 @@ fn outputs(job: &Job, working_directory: &Path, kept: Option<PathBuf>, inline: u
     let mut complaints = Vec::new();
     let mut left_on_disk = false;
     for entry in entries.iter_mut().filter(|entry| AssetType::of(entry) == Some(AssetType::File)) {
-        let name = ["filename", "name"].iter().find_map(|key| entry.get(*key)?.as_str()).unwrap_or_default().to_owned();
+        let name = ["filename", "name"]
+            .iter()
+            .find_map(|key| entry.get(*key)?.as_str())
+            .unwrap_or_default()
+            .to_owned();
         let Ok(path) = StagedPath::new(&name) else { continue };
         let Some(object) = entry.as_object_mut() else { continue };
         match read_output(&working_directory.join(path.as_str()), inline) {
@@ -255,7 +271,8 @@ fn outputs(job: &Job, working_directory: &Path, kept: Option<PathBuf>, inline: u
                 object.insert("fileSize".to_owned(), size.into());
                 if let Some(kept) = &kept {
                     let place = kept.join("work").join(path.as_str());
-                    object.insert("fileLocation".to_owned(), format!("{}:{}", host(), place.display()).into());
+                    object
+                        .insert("fileLocation".to_owned(), format!("{}:{}", host(), place.display()).into());
                 }
             }
             Err(error) => {
@@ -357,8 +374,10 @@ mod tests {
     }
 
     fn failure_of_deadline() -> Verdict {
-        let mut failure =
-            plain(FailureClass::Timeout, "the job ran longer than 24 h (job.run_timeout) and was ended".to_owned());
+        let mut failure = plain(
+            FailureClass::Timeout,
+            "the job ran longer than 24 h (job.run_timeout) and was ended".to_owned(),
+        );
         failure.exit_code = Some(0);
         Verdict::Failed { failure: Box::new(failure), may_pass: false }
     }
@@ -369,7 +388,10 @@ mod tests {
 
     #[test]
     fn a_result_is_true_only_when_report_and_exit_code_agree() {
-        assert_eq!(verdict(ending(completed(), true, ExitStatus::Code(0)), None), Verdict::Completed(Some(json!({"auc": 1}))));
+        assert_eq!(
+            verdict(ending(completed(), true, ExitStatus::Code(0)), None),
+            Verdict::Completed(Some(json!({"auc": 1})))
+        );
         let (class, message, _) = failure(ending(completed(), true, ExitStatus::Code(1)), None);
         assert_eq!(class, FailureClass::Killed);
         assert!(message.contains("its outputs may not be whole"), "{message}");
@@ -388,7 +410,11 @@ mod tests {
         assert_eq!(message, "the driver was ended by signal 9 (SIGKILL), and not by this worker");
         let mut starved = ending(None, true, ExitStatus::Signal(9));
         starved.exit.oom_killed = true;
-        assert!(failure(starved, None).1.starts_with("the kernel ended the job for lack of memory (it used up to 3 MiB)"));
+        assert!(
+            failure(starved, None)
+                .1
+                .starts_with("the kernel ended the job for lack of memory (it used up to 3 MiB)")
+        );
         let lost = failure(ending(None, true, ExitStatus::Lost), None);
         assert_eq!((lost.0, lost.2), (FailureClass::Infrastructure, true));
     }
@@ -399,24 +425,39 @@ mod tests {
         assert_eq!((late.0, late.2), (FailureClass::Timeout, false));
         let hung = failure(ending(None, false, ExitStatus::Signal(9)), Some(Cut::SubmitDeadline));
         assert_eq!((hung.0, hung.2), (FailureClass::Submit, true));
-        let stopped = |report, reason| verdict(ending(report, true, ExitStatus::Code(0)), Some(Cut::Stopped(reason)));
+        let stopped =
+            |report, reason| verdict(ending(report, true, ExitStatus::Code(0)), Some(Cut::Stopped(reason)));
         assert!(matches!(stopped(completed(), StopReason::GiveBack), Verdict::Completed(_)));
         let mut answered = ending(completed(), true, ExitStatus::Code(0));
         answered.report_came_first = false;
         assert_eq!(verdict(answered, Some(Cut::RunDeadline)), failure_of_deadline());
         assert_eq!(stopped(None, StopReason::Cancel), Verdict::Stopped(StopReason::Cancel));
         // Who has lost a job says nothing about it, not even that it is done.
-        assert_eq!(stopped(completed(), StopReason::DeliveryLost), Verdict::Stopped(StopReason::DeliveryLost));
+        assert_eq!(
+            stopped(completed(), StopReason::DeliveryLost),
+            Verdict::Stopped(StopReason::DeliveryLost)
+        );
     }
 
     #[test]
     fn what_the_source_does_not_have_is_the_jobs_fault_and_not_the_models() {
-        let exception =
-            ModelException { exception_type: "X".into(), message: "no score".into(), traceback: None, frame: None };
-        let report = |kind| Some(Word::Failed { kind, exception: exception.clone(), functions: vec!["a".into()] });
+        let exception = ModelException {
+            exception_type: "X".into(),
+            message: "no score".into(),
+            traceback: None,
+            frame: None,
+        };
+        let report =
+            |kind| Some(Word::Failed { kind, exception: exception.clone(), functions: vec!["a".into()] });
         let contract = verdict(ending(report(FailureKind::Contract), true, ExitStatus::Code(1)), None);
-        assert!(matches!(&contract, Verdict::Rejected(faults) if faults[0].message == "no score; it has a"), "{contract:?}");
-        assert_eq!(failure(ending(report(FailureKind::Model), true, ExitStatus::Code(1)), None).0, FailureClass::Model);
+        assert!(
+            matches!(&contract, Verdict::Rejected(faults) if faults[0].message == "no score; it has a"),
+            "{contract:?}"
+        );
+        assert_eq!(
+            failure(ending(report(FailureKind::Model), true, ExitStatus::Code(1)), None).0,
+            FailureClass::Model
+        );
     }
 
     #[test]

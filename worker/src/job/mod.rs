@@ -248,9 +248,7 @@ async fn run_phases(
         announce.announce(EventKind::Accepted, accepted);
         match stage::stage(&directory, &job, &plan, &text) {
             Ok(staged) => Ok((job, plan, staged)),
-            Err(error) => {
-                Err(End::Failed { may_pass: error.may_pass(), failure: Box::new(error.failure()) })
-            }
+            Err(error) => Err(End::Failed { may_pass: error.may_pass(), failure: Box::new(error.failure()) }),
         }
     })
     .await;

@@ -81,7 +81,8 @@ fn terminal(
 ) -> (EventKind, Event) {
     let event = claim.event(kind, |data| {
         data.job_result = Some(result);
-        data.job_messages = Some(lines.iter().map(|(level, text)| job_message(data.time, level, text)).collect());
+        data.job_messages =
+            Some(lines.iter().map(|(level, text)| job_message(data.time, level, text)).collect());
         data.job_wait_time = Some(claim.taken.as_millisecond());
         data.job_run_time = course.running_since.map(Timestamp::as_millisecond);
         data.job_end_time = Some(data.time.as_millisecond());
@@ -165,7 +166,13 @@ async fn say(
     Settled::Acknowledge
 }
 
-async fn retry(context: &Context, publisher: &Publisher, claim: &Claim, message: &Message, failure: &Failure) {
+async fn retry(
+    context: &Context,
+    publisher: &Publisher,
+    claim: &Claim,
+    message: &Message,
+    failure: &Failure,
+) {
     let delays = &context.settings.retry.delays;
     let step = usize::try_from(message.failures()).unwrap_or(usize::MAX).min(delays.len().saturating_sub(1));
     let delay = delays.get(step).copied().unwrap_or(Duration::ZERO);

@@ -92,7 +92,10 @@ impl Source {
     /// The functions that one of `tags` names, in order.
     #[must_use]
     pub fn tagged(&self, tags: &[&str]) -> Vec<&Function> {
-        self.functions.iter().filter(|function| function.tags.iter().any(|tag| tags.contains(&tag.as_str()))).collect()
+        self.functions
+            .iter()
+            .filter(|function| function.tags.iter().any(|tag| tags.contains(&tag.as_str())))
+            .collect()
     }
 
     /// The names of all functions, each once.
@@ -140,7 +143,8 @@ impl Source {
         self.functions.push(Function {
             name: words(name, text).to_owned(),
             line: definition.start_position().row + 1,
-            arity: parameters.map_or(Arity { required: 0, most: None, needs_keywords: false }, |p| arity(p, text)),
+            arity: parameters
+                .map_or(Arity { required: 0, most: None, needs_keywords: false }, |p| arity(p, text)),
             is_async: words(definition, text).starts_with("async"),
             is_decorated: outer.id() != definition.id(),
             tags: Vec::new(),
@@ -185,7 +189,8 @@ impl Source {
                 if let Some(left) = current.child_by_field_name("left") {
                     self.targets(left, text);
                 }
-                assignment = current.child_by_field_name("right").filter(|right| right.kind() == "assignment");
+                assignment =
+                    current.child_by_field_name("right").filter(|right| right.kind() == "assignment");
             }
         }
     }
@@ -216,7 +221,10 @@ impl Source {
             // Decorators stand between a tag and its function; they may have comments and several lines.
             let function = self.functions.iter_mut().find(|function| {
                 let definition = function.line - 1;
-                row == definition || (function.is_decorated && row < definition && is_decorator_run(&lines, row, definition))
+                row == definition
+                    || (function.is_decorated
+                        && row < definition
+                        && is_decorator_run(&lines, row, definition))
             });
             if let Some(function) = function {
                 function.tags.push(tag.to_owned());
@@ -337,7 +345,11 @@ pub fn python_objects(python: &OsStr, text: &str) -> std::io::Result<Option<Obje
     let output = child.wait_with_output()?;
     written?;
     if !output.status.success() {
-        return Err(std::io::Error::other(format!("{} ended with {}", python.to_string_lossy(), output.status)));
+        return Err(std::io::Error::other(format!(
+            "{} ended with {}",
+            python.to_string_lossy(),
+            output.status
+        )));
     }
     if output.stdout.is_empty() {
         return Ok(None);
@@ -361,8 +373,9 @@ mod tests {
     fn a_tag_belongs_to_the_function_directly_below_it() {
         let text = "import x\n\n# modelop.init\ndef begin():\n    pass\n\n#modelop.score\n# explained here\n@x.y(\n  1)\ndef run(a, b, c):\n    pass\n# fastscore.metrics\n\ndef m(a,b,c): pass\n";
         let expected = [("begin", vec!["init"]), ("run", vec!["score"]), ("m", vec!["metrics"])];
-        let expected: Vec<_> =
-            expected.map(|(name, tags)| (name.to_owned(), tags.into_iter().map(str::to_owned).collect())).to_vec();
+        let expected: Vec<_> = expected
+            .map(|(name, tags)| (name.to_owned(), tags.into_iter().map(str::to_owned).collect()))
+            .to_vec();
         assert_eq!(tags(text), expected);
         assert_eq!(tags(&text.replace('\n', "\r\n")), expected);
         assert_eq!(tags(&format!("\u{feff}{text}")), expected);
@@ -387,7 +400,8 @@ mod tests {
 
     #[test]
     fn names_that_are_bound_without_a_def_are_known() {
-        let source = Source::read("import os.path as p, sys\nfrom h import score, init as i\na, (b, c) = d = f()\n");
+        let source =
+            Source::read("import os.path as p, sys\nfrom h import score, init as i\na, (b, c) = d = f()\n");
         for name in ["p", "sys", "score", "i", "a", "b", "c", "d"] {
             assert!(source.other_names.contains(name), "{name} {:?}", source.other_names);
         }

@@ -59,7 +59,9 @@ fn explain(path: &Path, source: &io::Error) -> String {
     match source.raw_os_error() {
         Some(libc::ENAMETOOLONG) => {
             let longest = path.components().map(|part| part.as_os_str().len()).max().unwrap_or(0);
-            format!("a name in it has {longest} bytes, more than this file system takes; choose a shorter one")
+            format!(
+                "a name in it has {longest} bytes, more than this file system takes; choose a shorter one"
+            )
         }
         Some(libc::ENOSPC | libc::EDQUOT) => {
             "no space is left; make room, or set job.directory to a larger file system".to_owned()
@@ -153,13 +155,18 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn write(&self, name: &str, contents: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), StageError> {
+    fn write(
+        &self,
+        name: &str,
+        contents: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), StageError> {
         let path = self.root.join(name);
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|file| {
-            let mut file = BufWriter::with_capacity(64 * 1024, file);
-            contents(&mut file)?;
-            file.flush()
-        });
+        let written =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|file| {
+                let mut file = BufWriter::with_capacity(64 * 1024, file);
+                contents(&mut file)?;
+                file.flush()
+            });
         written.map_err(|source| StageError { path, source })
     }
 

@@ -37,7 +37,9 @@ impl CommandLine {
                 .and_then(|setting| policy.judge(&setting).map(|()| setting));
             match setting {
                 Ok(setting) => replace(&mut settings, setting),
-                Err(reason) => faults.push(Fault::new(&requested.pointer, format!("{} {reason}", requested.name))),
+                Err(reason) => {
+                    faults.push(Fault::new(&requested.pointer, format!("{} {reason}", requested.name)))
+                }
             }
         }
         if !faults.is_empty() {
@@ -174,7 +176,8 @@ mod tests {
     }
 
     fn arguments(parameters: serde_json::Value, conf: serde_json::Value, policy: &str) -> Vec<String> {
-        let line = CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
+        let line =
+            CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
         line.arguments(None).iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
     }
 
@@ -187,8 +190,17 @@ mod tests {
                 "",
             ),
             [
-                "--master", "local[2]", "--conf", "spark.sql.shuffle.partitions=2", "--executor-memory", "1g", "--name",
-                "a b; rm -rf $(x) 'y'", "-v", "--total-executor-cores", "10"
+                "--master",
+                "local[2]",
+                "--conf",
+                "spark.sql.shuffle.partitions=2",
+                "--executor-memory",
+                "1g",
+                "--name",
+                "a b; rm -rf $(x) 'y'",
+                "-v",
+                "--total-executor-cores",
+                "10"
             ]
         );
     }
@@ -206,7 +218,8 @@ mod tests {
     #[test]
     fn modules_go_to_the_executors_beside_what_the_job_sends() {
         let policy = Policy::default();
-        let line = CommandLine::of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local").unwrap();
+        let line = CommandLine::of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local")
+            .unwrap();
         let arguments = line.arguments(Some(Path::new("/a b/modules.zip")));
         assert_eq!(arguments[..2], ["--py-files", "/a b/modules.zip,hdfs:///x.py"]);
         assert!(!arguments[2..].iter().any(|argument| argument == "--py-files"));
@@ -225,8 +238,12 @@ mod tests {
 
     #[test]
     fn every_flag_that_cannot_be_taken_is_named_with_its_place() {
-        let faults = CommandLine::of(&job(json!({"--class": "x", "--nope": "y"}), json!({})), &Policy::default(), "local[*]")
-            .unwrap_err();
+        let faults = CommandLine::of(
+            &job(json!({"--class": "x", "--nope": "y"}), json!({})),
+            &Policy::default(),
+            "local[*]",
+        )
+        .unwrap_err();
         let places: Vec<_> = faults.iter().map(|fault| fault.pointer.as_str()).collect();
         assert_eq!(places, ["/jobParameters/--class", "/jobParameters/--nope"]);
     }

@@ -79,7 +79,8 @@ impl ClientMode {
         let installation = Installation::find(&self.settings)?;
         let mut environment = Environment::of(&self.settings, &installation);
         let temporary = submission.directory.join(TEMPORARY);
-        std::fs::create_dir(&temporary).map_err(|source| SubmitError::Directory { what: "the folder for temporary files", source })?;
+        std::fs::create_dir(&temporary)
+            .map_err(|source| SubmitError::Directory { what: "the folder for temporary files", source })?;
         environment.set_default("SPARK_LOCAL_DIRS", &temporary);
         environment.set_default("TMPDIR", &temporary);
         if submission.command_line.master() == Master::Local {
@@ -119,7 +120,14 @@ impl ClientMode {
             Err(LaunchError::GuardLost { .. }) => self.guard().await?.launch(launch).await?,
             other => other?,
         };
-        Ok(Box::new(ClientApplication { running, reports: Some(reports), report: None, asked_first: AtomicBool::new(false), started: false, unreadable: None }))
+        Ok(Box::new(ClientApplication {
+            running,
+            reports: Some(reports),
+            report: None,
+            asked_first: AtomicBool::new(false),
+            started: false,
+            unreadable: None,
+        }))
     }
 }
 
@@ -128,7 +136,10 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 impl Backend for ClientMode {
-    fn submit<'a>(&'a self, submission: &'a Submission) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
+    fn submit<'a>(
+        &'a self,
+        submission: &'a Submission,
+    ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
         Box::pin(self.start(submission))
     }
 }

@@ -86,11 +86,17 @@ impl Installation {
         let own = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         if let Some(submit) = &settings.submit {
             startable("spark.submit", submit)?;
-            let home = settings.home.clone().or_else(|| own("SPARK_HOME").map(PathBuf::from)).or_else(|| home_of(submit));
+            let home = settings
+                .home
+                .clone()
+                .or_else(|| own("SPARK_HOME").map(PathBuf::from))
+                .or_else(|| home_of(submit));
             return Ok(Self { submit: submit.clone(), home });
         }
         let named = settings.home.clone().map(|home| ("spark.home", home));
-        if let Some((setting, home)) = named.or_else(|| own("SPARK_HOME").map(|home| ("SPARK_HOME", home.into()))) {
+        if let Some((setting, home)) =
+            named.or_else(|| own("SPARK_HOME").map(|home| ("SPARK_HOME", home.into())))
+        {
             let submit = home.join("bin").join("spark-submit");
             startable(setting, &submit)?;
             return Ok(Self { submit, home: Some(home) });
@@ -151,7 +157,10 @@ impl Environment {
         for (name, value) in std::env::vars_os() {
             let wanted = |word: &str| name == *word;
             let locale = name.as_encoded_bytes().starts_with(b"LC_");
-            if locale || PASSED.iter().any(|word| wanted(word)) || settings.pass_environment.iter().any(|w| wanted(w)) {
+            if locale
+                || PASSED.iter().any(|word| wanted(word))
+                || settings.pass_environment.iter().any(|w| wanted(w))
+            {
                 environment.set(name, value);
             }
         }
@@ -195,6 +204,8 @@ impl Environment {
     /// The Python that runs the driver.
     #[must_use]
     pub fn python(&self) -> &OsStr {
-        self.get("PYSPARK_DRIVER_PYTHON").or_else(|| self.get("PYSPARK_PYTHON")).unwrap_or(OsStr::new("python3"))
+        self.get("PYSPARK_DRIVER_PYTHON")
+            .or_else(|| self.get("PYSPARK_PYTHON"))
+            .unwrap_or(OsStr::new("python3"))
     }
 }

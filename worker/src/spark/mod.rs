@@ -25,7 +25,10 @@ pub type Awaited<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A way of running Python applications with spark-submit.
 pub trait Backend: Send + Sync {
     /// Starts spark-submit for what lies in a directory.
-    fn submit<'a>(&'a self, submission: &'a Submission) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>>;
+    fn submit<'a>(
+        &'a self,
+        submission: &'a Submission,
+    ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>>;
 }
 
 /// One run of spark-submit and of what it started.

@@ -166,7 +166,11 @@ const FLAGS: [(&str, Option<&str>, Shape); 37] = [
     ("--proxy-user", None, Shape::Refused(IDENTITY)),
     ("--principal", Some("spark.kerberos.principal"), Shape::Refused(IDENTITY)),
     ("--keytab", Some("spark.kerberos.keytab"), Shape::Refused(IDENTITY)),
-    ("--remote", Some("spark.remote"), Shape::Refused("is for Spark Connect, which this version does not support")),
+    (
+        "--remote",
+        Some("spark.remote"),
+        Shape::Refused("is for Spark Connect, which this version does not support"),
+    ),
     ("--kill", None, Shape::Refused(NO_RUN)),
     ("--status", None, Shape::Refused(NO_RUN)),
     ("--version", None, Shape::Refused(NO_RUN)),
@@ -203,7 +207,8 @@ impl Setting {
             return Err("has a NUL character".to_owned());
         }
         if matches!(name, "--conf" | "-c") {
-            let (property, value) = value.split_once('=').ok_or("gives no property; write it as name=value")?;
+            let (property, value) =
+                value.split_once('=').ok_or("gives no property; write it as name=value")?;
             return Self::read_property(property.trim(), value);
         }
         if name.starts_with("spark.") {
@@ -256,14 +261,21 @@ impl Setting {
     #[must_use]
     pub fn is_secret(&self) -> bool {
         let name = self.identity().to_ascii_lowercase();
-        ["secret", "password", "token", "access.key", "accesskey", "credential"].iter().any(|word| name.contains(word))
+        ["secret", "password", "token", "access.key", "accesskey", "credential"]
+            .iter()
+            .any(|word| name.contains(word))
             || name.ends_with(".key")
     }
 
     fn matches(&self, pattern: &str) -> bool {
         let names = [self.flag, self.property.as_deref()];
-        let standing_for = FLAGS.iter().find(|(_, property, _)| property.is_some() && *property == self.property.as_deref());
-        names.into_iter().flatten().chain(standing_for.map(|(flag, _, _)| *flag)).any(|name| glob(pattern, name))
+        let standing_for =
+            FLAGS.iter().find(|(_, property, _)| property.is_some() && *property == self.property.as_deref());
+        names
+            .into_iter()
+            .flatten()
+            .chain(standing_for.map(|(flag, _, _)| *flag))
+            .any(|name| glob(pattern, name))
     }
 }
 
@@ -360,7 +372,7 @@ impl Master {
         if value.starts_with("spark://") && value.len() > "spark://".len() {
             return Some(Self::Standalone);
         }
-        let Some(rest) = value.strip_prefix("local") else { return None };
+        let rest = value.strip_prefix("local")?;
         if rest.is_empty() {
             return Some(Self::Local);
         }
@@ -376,7 +388,9 @@ fn master(value: &str) -> Result<String, String> {
         return Ok(value.to_owned());
     }
     if value == "yarn" || value.starts_with("k8s://") || value.starts_with("mesos:") {
-        return Err(format!("{value:?} is a kind of cluster that this version does not run on; use local[*] or spark://"));
+        return Err(format!(
+            "{value:?} is a kind of cluster that this version does not run on; use local[*] or spark://"
+        ));
     }
     Err(format!("{value:?} is no master; give local[*], local[2] or spark://host:7077"))
 }
@@ -410,18 +424,29 @@ mod tests {
 
     #[test]
     fn a_flag_of_the_wrong_shape_is_told_what_is_wanted() {
-        assert_eq!(fault("--executor-memory", "lots"), "\"lots\" is no amount of memory; give for example 512m or 2g");
+        assert_eq!(
+            fault("--executor-memory", "lots"),
+            "\"lots\" is no amount of memory; give for example 512m or 2g"
+        );
         assert_eq!(fault("--executor-cores", "0"), "\"0\" is not a whole number from 1");
         assert_eq!(fault("-v", "1"), "takes no value; give \"\" instead of \"1\"");
-        assert_eq!(fault("--executor-memry", "1g"), "is no flag of spark-submit; did you mean --executor-memory?");
-        assert_eq!(fault("memory", "1g"), "is neither a flag of spark-submit (--…) nor a Spark property (spark.…)");
+        assert_eq!(
+            fault("--executor-memry", "1g"),
+            "is no flag of spark-submit; did you mean --executor-memory?"
+        );
+        assert_eq!(
+            fault("memory", "1g"),
+            "is neither a flag of spark-submit (--…) nor a Spark property (spark.…)"
+        );
         assert_eq!(fault("--conf", "x"), "gives no property; write it as name=value");
         assert_eq!(fault("--name", ""), "needs a value");
     }
 
     #[test]
     fn memory_as_jobs_write_it_becomes_memory_as_the_jvm_reads_it() {
-        for (written, read) in [("512MB", "512m"), ("2g", "2g"), ("1 g", ""), ("1024", "1024m"), ("2147483648b", "2048m")] {
+        for (written, read) in
+            [("512MB", "512m"), ("2g", "2g"), ("1 g", ""), ("1024", "1024m"), ("2147483648b", "2048m")]
+        {
             assert_eq!(memory(written).unwrap_or_default(), read, "{written}");
         }
     }
@@ -429,8 +454,13 @@ mod tests {
     #[test]
     fn a_rule_for_a_flag_holds_for_its_property_and_the_other_way_round() {
         let policy: Policy = toml::from_str(r#"deny = ["--packages", "spark.executor.*"]"#).unwrap();
-        for (name, value) in [("--packages", "a:b:1"), ("spark.jars.packages", "a:b:1"), ("--executor-memory", "1g")] {
-            assert!(policy.judge(&Setting::read(name, value).unwrap()).unwrap_err().contains("denied"), "{name}");
+        for (name, value) in
+            [("--packages", "a:b:1"), ("spark.jars.packages", "a:b:1"), ("--executor-memory", "1g")]
+        {
+            assert!(
+                policy.judge(&Setting::read(name, value).unwrap()).unwrap_err().contains("denied"),
+                "{name}"
+            );
         }
         assert!(policy.judge(&Setting::read("--driver-memory", "1g").unwrap()).is_ok());
         let policy: Policy = toml::from_str(r#"allow = ["--executor-*"]"#).unwrap();

@@ -114,7 +114,9 @@ impl Reports {
         if line.last() != Some(&b'\n') {
             return Err(invalid(format!("the driver's line of {} bytes has no end", line.len())));
         }
-        serde_json::from_slice(&line).map(Some).map_err(|error| invalid(format!("the driver's line is none: {error}")))
+        serde_json::from_slice(&line)
+            .map(Some)
+            .map_err(|error| invalid(format!("the driver's line is none: {error}")))
     }
 
     /// Once every process of the driver's is gone: takes a connection that was made and not yet accepted, and makes
@@ -159,7 +161,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut reports = Reports::listen(directory.path()).unwrap();
         let mut stream = driver(directory.path());
-        stream.write_all(b"{\"message\":\"running\",\"function\":\"f\"}\n{\"message\":\"completed\"}\n").unwrap();
+        stream
+            .write_all(b"{\"message\":\"running\",\"function\":\"f\"}\n{\"message\":\"completed\"}\n")
+            .unwrap();
         drop(stream);
         reports.driver_is_gone();
         assert_eq!(reports.next().await.unwrap(), Some(Word::Running { function: "f".into() }));
