@@ -208,7 +208,7 @@ async fn a_folder_that_cannot_be_written_to_is_named() {
     let directory = format!("job.directory={}", disk.0.path().join("attempts").display());
     let worker = Worker::start(&place.vhost.uri(), &[RETRY, ONCE, &directory]);
     worker.logged("connected for consuming").await;
-    assert!(disk.mounted("remount,ro"));
+    assert!(disk.mounted("remount,ro,size=1m"));
     place.publish("ro", text("ro", &["complete"])).await;
     let failure = place.end_of("ro").await.data.failure.unwrap();
     assert_eq!(failure.class, FailureClass::Staging);

@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn no_two_instances_share_a_name() {
-        let settings = crate::config::Settings::load(&crate::config::Sources::default()).unwrap();
+        let settings = Settings::load(&crate::config::Sources::default()).unwrap();
         assert_ne!(instance_name(&settings), instance_name(&settings));
     }
 }
