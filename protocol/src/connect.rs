@@ -15,6 +15,10 @@ use lapin::{Connection, ConnectionProperties, ErrorKind};
 /// How long a connection may take to be there, TLS and login included.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// The largest frame, in bytes. The client library keeps room for 64 frames for each connection; at RabbitMQ's own 128 KiB
+/// that would be most of an idle worker's memory. Messages of any size travel in as many frames as they need.
+const FRAME_MAX: u32 = 16 * 1024;
+
 /// Where the broker is and who we are there. `Debug` and `Display` leave the password out.
 #[derive(Clone)]
 pub struct Endpoint {
@@ -63,6 +67,9 @@ impl Endpoint {
         }
         if uri.query.connection_timeout.is_none() {
             uri.query.connection_timeout = u64::try_from(PATIENCE.as_millis()).ok();
+        }
+        if uri.query.frame_max.is_none() {
+            uri.query.frame_max = Some(FRAME_MAX);
         }
         Ok(Self { uri })
     }

@@ -27,6 +27,8 @@ use crate::spark::policy::PolicyError;
 
 /// The file that a live worker holds a lock on.
 const LOCK: &str = "lock";
+/// A job up to so many bytes is read in well under a millisecond; handing it to another thread would take as long.
+const READ_ON_THE_SPOT: usize = 16 * 1024;
 /// How often what was kept is looked through.
 const PRUNING: Duration = Duration::from_secs(60 * 60);
 /// How long events may take to get out once every job is over.
@@ -258,6 +260,10 @@ struct Jobs {
 
 impl Jobs {
     async fn claim(&self, message: Message) -> Option<(Message, Claimed)> {
+        if message.body.len() <= READ_ON_THE_SPOT {
+            let claimed = self.claimant.claim(&message);
+            return Some((message, claimed));
+        }
         let claimant = self.claimant.clone();
         let claimed = tokio::task::spawn_blocking(move || {
             let claimed = claimant.claim(&message);
@@ -299,7 +305,8 @@ impl Jobs {
         keep(&self.context, &attempt).await;
         let settled = settle(&self.context, &self.publisher, claim, message, &attempt, &mut stop).await;
         log_end(claim, &attempt, settled);
-        clean(&attempt).await;
+        // Nobody has to wait for this; what a worker's end cuts short goes with the worker's folder.
+        tokio::spawn(async move { clean(&attempt).await });
         settled
     }
 }

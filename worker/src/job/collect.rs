@@ -48,6 +48,11 @@ pub async fn collect(
             let working_directory = staged.working_directory.clone();
             let kept = kept_directory(context, &staged.directory);
             let inline = context.settings.job.inline_output;
+            if !job.outputs().iter().any(|entry| AssetType::of(entry) == Some(AssetType::File)) {
+                // Nothing to read, and so nothing that another thread would be needed for.
+                let output_data = Value::Array(job.outputs().to_vec());
+                return End::Completed(Box::new(Completion { results, output_data, complaints: Vec::new() }));
+            }
             let outputs =
                 tokio::task::spawn_blocking(move || outputs(&job, &working_directory, kept, inline)).await;
             match outputs {
