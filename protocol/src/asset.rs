@@ -36,6 +36,11 @@ const SHADOWED: [&str; 7] = [
     "usercustomize",
 ];
 
+/// The longest path that Linux takes, in bytes.
+const LONGEST_PATH: usize = 4095;
+/// The most folders that a staged file lies in.
+const DEEPEST_PATH: usize = 32;
+
 /// Names that are devices on Windows, whatever their ending.
 const DEVICES: [&str; 4] = ["con", "prn", "aux", "nul"];
 
@@ -85,12 +90,18 @@ pub enum StagedPathError {
     /// The name has no characters.
     #[error("is empty")]
     Empty,
+    /// The name is longer than any path can be.
+    #[error("has {0} bytes; no path has more than 4095")]
+    TooLong(usize),
     /// The name starts at the root, a drive or a home directory.
     #[error("is absolute; give a path relative to the working directory")]
     Absolute,
     /// A step of the path is `.`, `..` or empty.
     #[error("has the step {0:?}; give a plain relative path without `.`, `..` or empty steps")]
     Step(String),
+    /// More folders than anybody needs; each of them costs something.
+    #[error("lies {0} folders deep; at most {DEEPEST_PATH} are taken")]
+    TooDeep(usize),
     /// A character that is no part of a portable name.
     #[error("has the character {0:?}, which no file name here may have")]
     Character(char),
@@ -113,12 +124,19 @@ impl StagedPath {
         if name.is_empty() {
             return Err(StagedPathError::Empty);
         }
+        if name.len() > LONGEST_PATH {
+            return Err(StagedPathError::TooLong(name.len()));
+        }
         if let Some(character) = name.chars().find(|c| c.is_control() || *c == '\\') {
             return Err(StagedPathError::Character(character));
         }
         let drive = name.as_bytes().get(1) == Some(&b':') && name.as_bytes()[0].is_ascii_alphabetic();
         if name.starts_with('/') || drive {
             return Err(StagedPathError::Absolute);
+        }
+        let folders = name.matches('/').count();
+        if folders > DEEPEST_PATH {
+            return Err(StagedPathError::TooDeep(folders));
         }
         for component in name.split('/') {
             if matches!(component, "" | "." | "..") {

@@ -29,7 +29,7 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer, ErrorKind};
 
 use crate::connect::{ConnectError, Endpoint};
@@ -66,6 +66,9 @@ pub enum ClientError {
     /// The broker said nothing. The job may or may not be there: publish it again under the same id.
     #[error("the broker did not confirm the job within {} s; publish it again under the same id", CONFIRM_PATIENCE.as_secs())]
     Unconfirmed,
+    /// The correlation id is longer than AMQP allows.
+    #[error("the correlation id has {0} bytes; AMQP takes 255")]
+    CorrelationId(usize),
     /// An exchange is missing.
     #[error("the broker has no {0}; run `spark-runtime topology declare`")]
     Missing(String),
@@ -108,7 +111,7 @@ impl Submission {
         }
     }
 
-    fn properties(&self) -> BasicProperties {
+    fn properties(&self) -> Result<BasicProperties, ClientError> {
         let mut properties = BasicProperties::default()
             .with_message_id(self.id.as_str().into())
             .with_content_type("application/json".into())
@@ -120,7 +123,9 @@ impl Submission {
             properties = properties.with_expiration(expiration.as_millis().to_string().as_str().into());
         }
         if let Some(correlation) = &self.correlation_id {
-            properties = properties.with_correlation_id(correlation.as_str().into());
+            let short = ShortString::try_new(correlation.as_str())
+                .map_err(|_| ClientError::CorrelationId(correlation.len()))?;
+            properties = properties.with_correlation_id(short);
         }
         let mut headers = FieldTable::default();
         for (key, value) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)]
@@ -129,7 +134,7 @@ impl Submission {
                 headers.insert(key.into(), AMQPValue::LongString(value.as_str().into()));
             }
         }
-        properties.with_headers(headers)
+        Ok(properties.with_headers(headers))
     }
 }
 
@@ -169,7 +174,7 @@ impl Client {
     /// [`ClientError`]; after [`ClientError::Unconfirmed`] and [`ClientError::Broker`] the job may be there all the same.
     pub async fn publish(&self, submission: &Submission) -> Result<(), ClientError> {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let properties = submission.properties();
+        let properties = submission.properties()?;
         let published = self.channel.basic_publish(
             JOBS_EXCHANGE.into(),
             JOBS_KEY.into(),

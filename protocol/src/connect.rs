@@ -15,9 +15,10 @@ use lapin::{Connection, ConnectionProperties, ErrorKind};
 /// How long a connection may take to be there, TLS and login included.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The largest frame, in bytes. The client library keeps room for 64 frames for each connection; at RabbitMQ's own 128 KiB
-/// that would be most of an idle worker's memory. Messages of any size travel in as many frames as they need.
-const FRAME_MAX: u32 = 16 * 1024;
+/// The largest frame, in bytes: RabbitMQ's own default, so that no message's headers, which have to fit into one frame, are
+/// too large for us. Said at once rather than negotiated, the client library takes its buffers for it as zeroed memory
+/// that is not there until it is used; grown later, they would be most of an idle worker.
+const FRAME_MAX: u32 = 128 * 1024;
 
 /// Where the broker is and who we are there. `Debug` and `Display` leave the password out.
 #[derive(Clone)]
@@ -72,6 +73,12 @@ impl Endpoint {
             uri.query.frame_max = Some(FRAME_MAX);
         }
         Ok(Self { uri })
+    }
+
+    /// How often both sides show that they are there.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.uri.query.heartbeat.map_or(Duration::MAX, |seconds| Duration::from_secs(seconds.max(1).into()))
     }
 
     /// Opens a connection that the broker lists under `name`.

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::asset::{AssetType, StagedPath, decode_base64};
-use crate::json::{self, Fault, step};
+use crate::json::{self, Fault, Faults, step};
 
 /// Identifies a job for its whole life: 1 to 128 letters, digits, `-`, `_` or `:`, so that it is one word of a routing
 /// key and a file name everywhere.
@@ -207,7 +207,7 @@ impl Job {
                 return Err(Refusal { id, job_type: None, faults });
             }
         };
-        let mut check = Check { faults: Vec::new() };
+        let mut check = Check { faults: Faults::default() };
         let own = check.id(&document);
         let id = match (own, from_message) {
             (Some(id), _) => id,
@@ -232,7 +232,7 @@ impl Job {
             (Some(job_type), Some(primary)) if check.faults.is_empty() => {
                 Ok(Self { id, job_type, document, primary, staged, flags })
             }
-            (job_type, _) => Err(Refusal { id, job_type, faults: check.faults }),
+            (job_type, _) => Err(Refusal { id, job_type, faults: check.faults.into_vec() }),
         }
     }
 
@@ -345,7 +345,7 @@ fn type_word(value: &Value) -> &'static str {
 
 /// Looks through a document and keeps every fault that it meets.
 struct Check {
-    faults: Vec<Fault>,
+    faults: Faults,
 }
 
 impl Check {
@@ -646,6 +646,8 @@ struct Staging {
     folders: HashMap<String, String>,
     /// Folded path of every output -> pointer of the name that took it.
     outputs: HashMap<String, String>,
+    /// Folded path of every folder -> pointer of the first output that lies in it.
+    output_folders: HashMap<String, String>,
 }
 
 impl Staging {
@@ -670,8 +672,17 @@ impl Staging {
 
     fn output(&mut self, check: &mut Check, pointer: String, path: StagedPath) {
         let folded = path.folded();
-        if let Some(other) = self.files.get(&folded).or_else(|| self.outputs.get(&folded)) {
+        let taken = [&self.files, &self.folders, &self.outputs, &self.output_folders];
+        if let Some(other) = taken.iter().find_map(|places| places.get(&folded)) {
             return check.fault(pointer, format!("{:?} is also the place of {other}", path.as_str()));
+        }
+        for (end, _) in folded.match_indices('/') {
+            let folder = &folded[..end];
+            if let Some(other) = self.files.get(folder).or_else(|| self.outputs.get(folder)) {
+                let message = format!("{:?} lies in {folder:?}, which is a file ({other})", path.as_str());
+                return check.fault(pointer, message);
+            }
+            self.output_folders.entry(folder.to_owned()).or_insert_with(|| pointer.clone());
         }
         self.outputs.insert(folded, pointer);
     }
@@ -794,6 +805,20 @@ mod tests {
             faults_after(|job| job["outputData"][0]["filename"] = json!("t.txt"))[0]
                 .contains("is also the place of")
         );
+    }
+
+    #[test]
+    fn an_output_has_a_place_that_nothing_else_has() {
+        let outputs = |names: &[&str]| {
+            faults_after(|job| {
+                let file = |name: &&str| json!({"assetType": "FILE", "filename": name});
+                job["outputData"] = names.iter().map(file).collect();
+            })
+        };
+        for clash in [&["pkg"][..], &["t.txt/y"], &["o", "o/p"], &["o/p", "o"], &["o", "O"]] {
+            assert_eq!(outputs(clash).len(), 1, "{clash:?}");
+        }
+        assert!(outputs(&["o/p", "o/q", "pkg/result.csv"]).is_empty());
     }
 
     #[test]

@@ -50,6 +50,50 @@ impl fmt::Display for Fault {
     }
 }
 
+/// The most faults that are told of one document, and the longest pointer, in bytes: a refusal must not be larger than
+/// what it refuses.
+const MOST_FAULTS: usize = 100;
+const LONGEST_POINTER: usize = 1024;
+
+/// Collects faults, as many as anybody reads.
+#[derive(Debug, Default)]
+pub struct Faults {
+    kept: Vec<Fault>,
+    more: usize,
+}
+
+impl Faults {
+    /// Adds a fault.
+    pub fn push(&mut self, fault: Fault) {
+        if self.kept.len() < MOST_FAULTS {
+            self.kept.push(fault);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.kept.len() + self.more
+    }
+
+    /// The faults; the last one tells how many more there are.
+    #[must_use]
+    pub fn into_vec(mut self) -> Vec<Fault> {
+        if self.more > 0 {
+            self.kept.push(Fault::new("", format!("has {} more faults; mend these first", self.more)));
+        }
+        self.kept
+    }
+}
+
 /// Appends one step to an RFC 6901 pointer.
 #[must_use]
 pub fn step(pointer: &str, key: &str) -> String {
@@ -71,16 +115,16 @@ pub fn parse(text: &[u8]) -> Result<Value, Vec<Fault>> {
     }
     let reading = Reading::default();
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let document = Place { pointer: String::new(), depth: 0, reading: &reading }
+    let document = Place { within: None, depth: 0, reading: &reading }
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value));
     let mut faults = reading.faults.into_inner();
     match document {
         Ok(value) if faults.is_empty() => Ok(value),
-        Ok(_) => Err(faults),
+        Ok(_) => Err(faults.into_vec()),
         Err(error) => {
             faults.push(Fault::new("", unreadable(&error)));
-            Err(faults)
+            Err(faults.into_vec())
         }
     }
 }
@@ -99,19 +143,48 @@ fn unreadable(error: &serde_json::Error) -> String {
 
 #[derive(Default)]
 struct Reading {
-    faults: RefCell<Vec<Fault>>,
+    faults: RefCell<Faults>,
 }
 
 /// One value about to be read, and where it stands.
 struct Place<'a> {
-    pointer: String,
+    /// The value that this one is in, and which step leads from there to here. The pointer is put together only when there
+    /// is something to say.
+    within: Option<(&'a Place<'a>, Step<'a>)>,
     depth: usize,
     reading: &'a Reading,
 }
 
+enum Step<'a> {
+    Key(&'a str),
+    Index(usize),
+}
+
 impl Place<'_> {
-    fn fault(&self, pointer: String, message: impl Into<String>) {
-        self.reading.faults.borrow_mut().push(Fault::new(pointer, message));
+    fn fault(&self, message: impl Into<String>) {
+        self.reading.faults.borrow_mut().push(Fault::new(self.pointer(), message));
+    }
+
+    fn pointer(&self) -> String {
+        let mut steps = Vec::new();
+        let mut place = self;
+        while let Some((within, step)) = &place.within {
+            steps.push(step);
+            place = within;
+        }
+        let mut pointer = String::new();
+        for place in steps.into_iter().rev() {
+            pointer = match place {
+                Step::Key(key) => step(&pointer, key.get(..LONGEST_POINTER).unwrap_or(key)),
+                Step::Index(index) => format!("{pointer}/{index}"),
+            };
+        }
+        if pointer.len() > LONGEST_POINTER {
+            let cut = (0..=LONGEST_POINTER).rev().find(|at| pointer.is_char_boundary(*at)).unwrap_or(0);
+            pointer.truncate(cut);
+            pointer.push('…');
+        }
+        pointer
     }
 }
 
@@ -158,8 +231,8 @@ impl<'de> Visitor<'de> for Place<'_> {
         let mut list = Vec::new();
         let depth = self.deeper()?;
         loop {
-            let pointer = format!("{}/{}", self.pointer, list.len());
-            match items.next_element_seed(Place { pointer, depth, reading: self.reading })? {
+            let within = Some((&self, Step::Index(list.len())));
+            match items.next_element_seed(Place { within, depth, reading: self.reading })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -175,14 +248,11 @@ impl<'de> Visitor<'de> for Place<'_> {
                 return self.number(&digits);
             }
             let depth = self.deeper()?;
-            let pointer = step(&self.pointer, &key);
+            let place = Place { within: Some((&self, Step::Key(&key))), depth, reading: self.reading };
             if object.contains_key(&key) && repeated.insert(key.clone()) {
-                self.fault(
-                    pointer.clone(),
-                    "the key stands here more than once; readers differ in which one they take",
-                );
+                place.fault("the key stands here more than once; readers differ in which one they take");
             }
-            let value = entries.next_value_seed(Place { pointer, depth, reading: self.reading })?;
+            let value = entries.next_value_seed(place)?;
             object.entry(key).or_insert(value);
         }
         Ok(Value::Object(object))
@@ -202,7 +272,7 @@ impl Place<'_> {
         if digits.len() > LONGEST_NUMBER {
             let message =
                 format!("the number has {} digits; at most {LONGEST_NUMBER} are read", digits.len());
-            self.fault(self.pointer.clone(), message);
+            self.fault(message);
             return Ok(Value::Null);
         }
         digits.parse::<Number>().map(Value::Number).map_err(E::custom)
@@ -255,6 +325,16 @@ mod tests {
         let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         assert!(parse(nested(80).as_bytes()).is_ok());
         assert!(faults(&nested(81))[0].starts_with("is nested deeper than 80 levels"));
+    }
+
+    #[test]
+    fn a_refusal_is_never_larger_than_anybody_reads() {
+        let key = "k".repeat(20_000);
+        let one = format!("{{\"{key}\":{{\"a\":1,\"a\":1}}}}");
+        let told = faults(&format!("[{}]", vec![one; 300].join(",")));
+        assert_eq!(told.len(), 101);
+        assert_eq!(told[100], "has 200 more faults; mend these first");
+        assert!(told.iter().all(|fault| fault.len() < 2000));
     }
 
     #[test]

@@ -63,6 +63,9 @@ const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
 /// How long a worker may keep a job unacknowledged, where the broker takes it from the queue (3.12 and later).
 pub const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// Header that the broker sets on a dead-lettered message: the queue that it was first dead-lettered from.
+pub const FIRST_DEATH_QUEUE_HEADER: &str = "x-first-death-queue";
+
 /// Quorum queues and streams over AMQP 0-9-1 as they are used here need this release of RabbitMQ.
 pub const OLDEST_SERVER: (u32, u32) = (3, 10);
 

@@ -1,5 +1,7 @@
 //! Processes that die, hang, lie, print and eat: what is said about the job, and that nothing is left of it.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -156,23 +158,20 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn mount(options: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Self(folder);
-        disk.mounted(options).then_some(disk)
+        let disk = Self(tempfile::tempdir().unwrap());
+        mounted(options, disk.0.path()).then_some(disk)
     }
+}
 
-    fn mounted(&self, options: &str) -> bool {
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "none"])
-            .arg(self.0.path())
-            .output();
-        mounted.is_ok_and(|output| output.status.success())
-    }
+/// Mounts a file system in memory over a folder; false where that cannot be done.
+fn mounted(options: &str, folder: &Path) -> bool {
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(folder).output();
+    mounted.is_ok_and(|output| output.status.success())
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).output();
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
     }
 }
 
@@ -205,12 +204,17 @@ async fn a_folder_that_cannot_be_written_to_is_named() {
         return;
     };
     let mut place = Vhost::ready(&DELAYS).await;
-    let directory = format!("job.directory={}", disk.0.path().join("attempts").display());
-    let worker = Worker::start(&place.vhost.uri(), &[RETRY, ONCE, &directory]);
+    let attempts = disk.0.path().join("attempts");
+    let worker =
+        Worker::start(&place.vhost.uri(), &[RETRY, ONCE, &format!("job.directory={}", attempts.display())]);
     worker.logged("connected for consuming").await;
-    assert!(disk.mounted("remount,ro,size=1m"));
+    // Over the folder of the worker's attempts lies one that nobody can write to, as after a fault of a disk.
+    let is_folder = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let own = std::fs::read_dir(&attempts).unwrap().flatten().find(is_folder).unwrap().path();
+    assert!(mounted("ro", &own));
     place.publish("ro", text("ro", &["complete"])).await;
     let failure = place.end_of("ro").await.data.failure.unwrap();
+    let _ = Command::new("umount").arg("-l").arg(&own).output();
     assert_eq!(failure.class, FailureClass::Staging);
     assert!(
         failure.message.contains("Read-only") && failure.message.contains("job.directory"),
@@ -231,7 +235,7 @@ impl MemoryLimit {
         for (root, file) in
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
         {
-            let path = std::path::Path::new(root).join(&name);
+            let path = Path::new(root).join(&name);
             if std::fs::create_dir(&path).is_err() {
                 continue;
             }

@@ -62,6 +62,20 @@ async fn what_the_metrics_function_gave_comes_back_in_the_event() {
 }
 
 #[tokio::test]
+async fn results_that_no_event_takes_are_kept_and_the_event_says_where() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    let _worker = Worker::start(&place.vhost.uri(), &[RETRY]);
+    let large = format!("results {{\"x\": \"{}\"}}", "a".repeat(5 << 20));
+    place.publish("big", text("big", &[&large])).await;
+    let end = place.end_of("big").await;
+    assert_eq!((end.kind(), end.data.job_result), (Some(EventKind::Completed), Some(JobResult::Failure)));
+    assert_eq!(end.data.results, None);
+    let message = end.data.message.unwrap();
+    let file = message.rsplit(':').next().unwrap();
+    assert_eq!(std::fs::metadata(file).unwrap().len(), (5 << 20) + 8, "{message}");
+}
+
+#[tokio::test]
 async fn what_the_model_raises_ends_the_job_at_once_and_names_the_models_line() {
     let mut place = Vhost::ready(&DELAYS).await;
     let _worker = Worker::start(&place.vhost.uri(), &[RETRY]);

@@ -19,7 +19,9 @@ use crate::config::Settings;
 use crate::job::check::Judge;
 use crate::job::claim::{Claimant, Claimed};
 use crate::job::settle::{Settled, exhausted, expelled, refused, settle};
-use crate::job::{Announce, Attempt, Claim, Context, End, Stop, StopReason, clean, keep, kept_folder, run};
+use crate::job::{
+    Announce, Attempt, Claim, Context, End, Kept, Stop, StopReason, clean, keep, kept_folder, run,
+};
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::BootTime;
@@ -31,6 +33,8 @@ const LOCK: &str = "lock";
 const READ_ON_THE_SPOT: usize = 16 * 1024;
 /// How often what was kept is looked through.
 const PRUNING: Duration = Duration::from_secs(60 * 60);
+/// The file that is locked by whoever makes or sweeps folders.
+const DOOR: &str = "door";
 /// How long events may take to get out once every job is over.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -72,12 +76,23 @@ impl Home {
         let path = directory.join(worker);
         let fault = |source: std::io::Error| ServiceError::Directory { path: path.clone(), source };
         make_private(directory).map_err(fault)?;
+        // One at a time: a folder that is not locked yet must not be taken for one whose worker is gone.
+        let door = File::create(directory.join(DOOR)).map_err(fault)?;
+        let _door = Flock::lock(door, FlockArg::LockExclusive).map_err(|(_, errno)| fault(errno.into()))?;
         sweep(directory);
         make_private(&path).map_err(fault)?;
         let file = File::create(path.join(LOCK)).map_err(fault)?;
         let lock =
             Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| fault(errno.into()))?;
         Ok(Self { path, _lock: lock })
+    }
+}
+
+impl Home {
+    /// Lets go of the folder without removing it, for the sake of what is in it.
+    pub fn leave(self) {
+        // The lock goes with the process.
+        std::mem::forget(self);
     }
 }
 
@@ -201,7 +216,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let context =
         Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
     client_mode.prepare().await?;
-    let fencing = tokio::spawn(keep_alive(client_mode, settings.broker.heartbeat));
+    let fencing = tokio::spawn(keep_alive(client_mode, endpoint.heartbeat()));
     let pruning = tokio::spawn(keep_pruned(kept_folder(&settings.job.directory), settings.job.keep_for));
     if let Err(error) = crate::spark::installation::Installation::find(&settings.spark) {
         tracing::warn!(%error, "jobs will fail until this is mended");
@@ -302,11 +317,13 @@ impl Jobs {
 
     async fn conclude(&self, claim: &Claim, message: &Message, attempt: Attempt, mut stop: Stop) -> Settled {
         // First: the event says where things are kept.
-        keep(&self.context, &attempt).await;
+        let kept = keep(&self.context, &attempt).await;
         let settled = settle(&self.context, &self.publisher, claim, message, &attempt, &mut stop).await;
         log_end(claim, &attempt, settled);
         // Nobody has to wait for this; what a worker's end cuts short goes with the worker's folder.
-        tokio::spawn(async move { clean(&attempt).await });
+        if kept != Kept::NotMoved {
+            tokio::spawn(async move { clean(&attempt).await });
+        }
         settled
     }
 }
@@ -382,7 +399,7 @@ mod tests {
         let other = Home::make(place.path(), "other").unwrap();
         assert!(live.path.exists() && other.path.exists());
         drop(live);
-        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+        assert!(other.path.exists() && !place.path().join("live").exists());
     }
 
     #[test]

@@ -6,15 +6,19 @@
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::event::TraceContext;
 use spark_runtime_protocol::topology::{
     ATTEMPT_HEADER, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER,
-    FIRST_DEATH_REASON_HEADER, RETURNS_HEADER, WORKER_HEADER,
+    FIRST_DEATH_QUEUE_HEADER, FIRST_DEATH_REASON_HEADER, JOBS_QUEUE, RETURNS_HEADER, WORKER_HEADER,
 };
 
 /// Headers that belong to one publication of a message and not to its copies.
 const OF_ONE_PUBLICATION: [&str; 4] =
     [DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, WORKER_HEADER];
+
+/// How many characters of a failure travel in a dead job's header; the event has all of it.
+const LONGEST_WORDS: usize = 1024;
 
 /// A message that brought a job.
 #[derive(Debug, Clone)]
@@ -35,6 +39,12 @@ impl Message {
     #[must_use]
     pub fn message_id(&self) -> Option<&str> {
         self.properties.message_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// Property `timestamp`, in seconds since 1970; in a dead job's message, when it was buried.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<u64> {
+        *self.properties.timestamp()
     }
 
     /// Property `correlation_id`.
@@ -68,17 +78,32 @@ impl Message {
         (self.attempt() - 1).saturating_sub(self.count(RETURNS_HEADER).unwrap_or(0))
     }
 
-    /// Why the broker took the message out of the queue that it was in.
+    /// Why the broker took the message out of the queue of jobs, when that was its first death; a copy that has been
+    /// through a delay died there first, on purpose.
     #[must_use]
     pub fn death_reason(&self) -> Option<String> {
-        self.text(FIRST_DEATH_REASON_HEADER)
+        let from_jobs = self.text(FIRST_DEATH_QUEUE_HEADER).is_none_or(|queue| queue == JOBS_QUEUE);
+        self.text(FIRST_DEATH_REASON_HEADER).filter(|_| from_jobs)
+    }
+
+    /// The id of the job, looked up without reading the job: its own, else the message's, else what stands in for it.
+    #[must_use]
+    pub fn known_as(&self) -> JobId {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            id: Option<String>,
+        }
+        let own =
+            serde_json::from_slice::<Named>(&self.body).ok().and_then(|named| JobId::new(&named.id?).ok());
+        let from_message = || JobId::new(self.message_id()?).ok();
+        own.or_else(from_message).unwrap_or_else(|| JobId::stand_in(&self.body))
     }
 
     fn header(&self, name: &str) -> Option<&AMQPValue> {
         self.properties.headers().as_ref()?.inner().get(name)
     }
 
-    fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         match self.header(name)? {
             AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
             AMQPValue::ShortString(text) => Some(text.to_string()),
@@ -119,7 +144,8 @@ impl Message {
     pub fn for_burial(&self, class: &str, words: &str, worker: &str) -> BasicProperties {
         let mut headers = self.own_headers();
         headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(self.attempt()));
-        let words: String = words.chars().take(4096).collect();
+        // Headers have to fit into one frame, together with those of the publisher.
+        let words: String = words.chars().take(LONGEST_WORDS).collect();
         for (name, value) in
             [(FAILURE_CLASS_HEADER, class), (FAILURE_MESSAGE_HEADER, &words), (WORKER_HEADER, worker)]
         {
@@ -211,6 +237,38 @@ mod tests {
         let next = Message::new(Vec::new(), next.for_next_attempt(false));
         assert_eq!((next.attempt(), next.failures()), (5, 3));
         assert_eq!(Message::new(Vec::new(), next.for_replay()).attempt(), 1);
+    }
+
+    #[test]
+    fn a_job_is_known_by_the_id_that_a_worker_reads() {
+        let known_as = |body: &[u8], id: Option<&str>| {
+            let mut properties = BasicProperties::default();
+            if let Some(id) = id {
+                properties = properties.with_message_id(id.into());
+            }
+            Message::new(body.to_vec(), properties).known_as()
+        };
+        assert_eq!(known_as(br#"{"id": "own"}"#, Some("message")).as_str(), "own");
+        assert_eq!(known_as(br#"{"id": null}"#, Some("message")).as_str(), "message");
+        assert_eq!(known_as(b"no JSON", Some("message")).as_str(), "message");
+        assert_eq!(known_as(b"no JSON", Some("no id!")), JobId::stand_in(b"no JSON"));
+        assert_eq!(known_as(br#"{"id": "a/b"}"#, None), JobId::stand_in(br#"{"id": "a/b"}"#));
+    }
+
+    #[test]
+    fn a_replayed_job_keeps_what_its_publisher_gave_it_and_forgets_its_first_life() {
+        let dead = message(&[
+            ("mine", AMQPValue::LongInt(7)),
+            ("x-attempt", AMQPValue::LongInt(3)),
+            ("x-returns", AMQPValue::LongInt(1)),
+            ("x-failure-class", AMQPValue::LongString("lost".into())),
+            ("x-worker", AMQPValue::LongString("w".into())),
+        ]);
+        let copy = dead.for_replay();
+        assert_eq!((copy.user_id(), copy.delivery_mode()), (&None, &Some(2)));
+        let names: Vec<_> =
+            copy.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["mine"]);
     }
 
     #[test]

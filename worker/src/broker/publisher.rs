@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use deadpool::managed::{self, Object, Pool, RecycleResult};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::{CONTENT_TYPE, Event, EventKind, FailureClass};
 use spark_runtime_protocol::topology::{
@@ -34,6 +34,8 @@ const LANES: usize = 2;
 const IN_FLIGHT: usize = 512;
 /// How long a message waits that the broker would not take.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How often an event is offered to a subscriber whose queue refuses it. All others have it by then, each time again.
+const EVENT_OFFERS: u32 = 10;
 
 /// A channel on which the broker confirms what it is given.
 struct ConfirmChannel {
@@ -98,6 +100,8 @@ struct Letter {
     mandatory: bool,
     payload: Vec<u8>,
     properties: BasicProperties,
+    /// How often the broker would not take it.
+    refusals: u32,
     /// Told when the broker has it. When nobody listens any more, the message is not wanted any more.
     confirmed: Option<oneshot::Sender<()>>,
 }
@@ -171,8 +175,15 @@ impl Publisher {
     ) {
         let (confirmed, confirmation) = oneshot::channel();
         let lane_key = key.clone();
-        let letter =
-            Letter { exchange, key, mandatory: true, payload, properties, confirmed: Some(confirmed) };
+        let letter = Letter {
+            exchange,
+            key,
+            mandatory: true,
+            payload,
+            properties,
+            refusals: 0,
+            confirmed: Some(confirmed),
+        };
         self.hand_over(&lane_key, letter);
         if confirmation.await.is_err() {
             // The runtime is going down. Nobody may take this for a confirmation.
@@ -225,6 +236,7 @@ fn event_letter(kind: EventKind, event: &Event, confirmed: Option<oneshot::Sende
         mandatory: false,
         payload,
         properties,
+        refusals: 0,
         confirmed,
     }
 }
@@ -268,7 +280,6 @@ enum LaneError {
 struct Pending {
     letter: Letter,
     confirm: PublisherConfirm,
-    since: Instant,
 }
 
 impl Lane {
@@ -306,6 +317,14 @@ impl Lane {
     async fn publish_on(&mut self, channel: &ConfirmChannel, backoff: &mut Backoff) -> Result<(), LaneError> {
         let mut pending: VecDeque<Pending> = VecDeque::new();
         let ended = self.exchange_with(channel, &mut pending, backoff).await;
+        if let Err(LaneError::Broker(error)) = &ended
+            && matches!(error.kind(), ErrorKind::ProtocolError(_))
+            && let Some(Pending { letter, .. }) = pending.pop_front()
+        {
+            // The broker closed the channel for something that was published on it, most likely the oldest message that it
+            // has not confirmed: an exchange is gone, or the message is more than the broker takes. Others go on.
+            self.later(letter, &error.to_string());
+        }
         for pending in pending.into_iter().rev() {
             self.unsent.push_front(pending.letter);
         }
@@ -318,6 +337,8 @@ impl Lane {
         pending: &mut VecDeque<Pending>,
         backoff: &mut Backoff,
     ) -> Result<(), LaneError> {
+        // A confirmation is late when nothing has moved for so long; while the broker blocks publishers, nothing does.
+        let mut moved = Instant::now();
         loop {
             while pending.len() < IN_FLIGHT
                 && let Some(letter) = self.unsent.pop_front()
@@ -325,8 +346,10 @@ impl Lane {
                 if !letter.is_wanted() {
                     continue;
                 }
-                match publish(&channel.channel, &letter).await {
-                    Ok(confirm) => pending.push_back(Pending { letter, confirm, since: Instant::now() }),
+                let published = publish(&channel.channel, &letter).await;
+                moved = Instant::now();
+                match published {
+                    Ok(confirm) => pending.push_back(Pending { letter, confirm }),
                     Err(error) => {
                         self.unsent.push_front(letter);
                         return Err(error.into());
@@ -340,7 +363,7 @@ impl Lane {
                 }
                 continue;
             };
-            let deadline = oldest.since + self.patience;
+            let deadline = moved + self.patience;
             let confirmation = tokio::select! {
                 biased;
                 confirmation = &mut oldest.confirm => confirmation,
@@ -354,13 +377,14 @@ impl Lane {
                 () = tokio::time::sleep_until(deadline) => {
                     // A broker that blocks publishers confirms later; another channel would have to wait as well.
                     if channel.connection.status().blocked() {
-                        oldest.since = Instant::now();
+                        moved = Instant::now();
                         continue;
                     }
                     return Err(LaneError::Unconfirmed(self.patience));
                 }
             };
             let confirmation = confirmation?;
+            moved = Instant::now();
             let Some(Pending { letter, .. }) = pending.pop_front() else { continue };
             match confirmation {
                 Confirmation::Ack(Some(returned)) if letter.mandatory => {
@@ -385,7 +409,16 @@ impl Lane {
     }
 
     /// Publishes again, after a while, what the broker would not take; other messages do not wait for it.
-    fn later(&self, letter: Letter, reason: &str) {
+    fn later(&self, mut letter: Letter, reason: &str) {
+        letter.refusals += 1;
+        if !letter.mandatory && letter.refusals >= EVENT_OFFERS {
+            tracing::error!(exchange = letter.exchange, key = letter.key, reason, "an event is given up");
+            if let Some(confirmed) = letter.confirmed {
+                // A subscriber that takes nothing must not keep the job's message, and its slot, for ever.
+                let _ = confirmed.send(());
+            }
+            return;
+        }
         tracing::warn!(exchange = letter.exchange, key = letter.key, reason, "a message is published again");
         let again = self.again.clone();
         tokio::spawn(async move {

@@ -84,10 +84,13 @@ impl<H: Handler> Slots<H> {
         for number in 0..count {
             slots.spawn(self.clone().slot(number));
         }
+        let mut number = count;
         let watching = tokio::spawn(self.clone().watch_over(watchdog));
         while let Some(ended) = slots.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(%error, queue = self.queue, "a slot broke");
+                tracing::error!(%error, queue = self.queue, "a slot broke; another one takes its place");
+                number += 1;
+                slots.spawn(self.clone().slot(number));
             }
         }
         watching.abort();
@@ -139,7 +142,7 @@ impl<H: Handler> Slots<H> {
                 // Before a delivery: what has come by then is given back by `close`.
                 () = is_leaving(leaving) => None,
                 delivery = consumer.next() => Some(delivery),
-                _ = renewals.changed() => return channel.close(200, "renewed".into()).await,
+                _ = renewals.changed() => None,
             };
             drop(idle);
             let Some(delivery) = delivery else {
@@ -155,6 +158,8 @@ impl<H: Handler> Slots<H> {
             backoff.succeeded();
             self.deliveries.fetch_add(1, Ordering::Relaxed);
             if !self.work(&channel, delivery, &mut consumer, leaving, false).await? {
+                // Whatever it was, it must not turn into a storm.
+                backoff.wait().await;
                 return Ok(());
             }
         }

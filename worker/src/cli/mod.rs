@@ -277,6 +277,7 @@ impl CliError {
                     Exit::Topology
                 }
                 ClientError::Refused | ClientError::Unconfirmed => Exit::Unavailable,
+                ClientError::CorrelationId(_) => Exit::Usage,
                 ClientError::Broker(error) => of_broker(error),
             },
             Self::Topology(TopologyError::Different(_)) => Exit::Topology,

@@ -15,7 +15,7 @@ use super::{CliError, Exit, input, output};
 use crate::config::Settings;
 use crate::job::settle::terminal_event;
 use crate::job::{
-    Announce, Attempt, Claim, Context, End, StopReason, Stopper, clean, keep, run as run_attempt,
+    Announce, Attempt, Claim, Context, End, Kept, StopReason, Stopper, clean, keep, run as run_attempt,
 };
 use crate::service::{Home, ServiceError, backend, context, instance_name};
 use crate::spark::Awaited;
@@ -62,15 +62,28 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         taken: Timestamp::now(),
     };
     let names = output_names(&job);
-    let attempt = attempt(&context, &claim, job, text).await;
+    let mut attempt = attempt(&context, &claim, job, text).await;
     let written = save_outputs(&attempt, &names, &args.outputs);
-    keep(&context, &attempt).await;
-    clean(&attempt).await;
+    // What could not be saved must not be lost with the directory.
+    attempt.course.keep_directory |= written.is_err();
+    let kept = keep(&context, &attempt).await;
+    if kept == Kept::NotMoved {
+        home.leave();
+    } else {
+        clean(&attempt).await;
+    }
     let Some((kind, event)) = terminal_event(&claim, &attempt) else {
         return Err(CliError::Internal("the job was given up without an end".to_owned()));
     };
     terminal.announce(kind, event.clone());
-    let saved = written?;
+    let saved = match written {
+        Ok(saved) => saved,
+        Err(error) => {
+            let kept = crate::job::kept_folder(&settings.job.directory);
+            output::complain(&format!("the job's files are kept in {}", kept.display()));
+            return Err(error);
+        }
+    };
     if !args.json {
         output::line(outcome(&event).trim_end())?;
         for path in saved {

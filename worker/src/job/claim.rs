@@ -47,6 +47,11 @@ impl Claimant {
             trace: message.trace(),
             taken: Timestamp::now(),
         };
+        if message.failures() >= self.max_attempts {
+            // Before it is read: reading may be what workers were lost by.
+            claim.job = message.known_as();
+            return Claimed::Exhausted(claim);
+        }
         if message.body.len() as u64 > self.max_size {
             if let Some(id) = message.message_id().and_then(|id| JobId::new(id).ok()) {
                 claim.job = id;
@@ -62,9 +67,6 @@ impl Claimant {
             Ok(job) => {
                 claim.job = job.id().clone();
                 claim.job_type = Some(job.job_type());
-                if message.failures() >= self.max_attempts {
-                    return Claimed::Exhausted(claim);
-                }
                 Claimed::Job(claim, Box::new(job))
             }
             Err(Refusal { id, job_type, faults }) => {

@@ -31,6 +31,12 @@ use crate::spark::report::{FailureKind, Word};
 /// The exit code of a driver that cannot reach the worker.
 const DRIVER_CUT_OFF: i32 = 70;
 
+/// The most that results, and FILE outputs together, may bring into one event, in bytes. RabbitMQ takes messages of 16 MiB
+/// from release 4.0 on; base64 adds a third.
+const LARGEST_PART: u64 = 4 << 20;
+/// Where results are kept that no event takes.
+const RESULTS: &str = "results.json";
+
 /// Reads what the application left and judges how the attempt ended.
 pub async fn collect(
     context: &Context,
@@ -45,20 +51,27 @@ pub async fn collect(
     };
     match judge(tracked, &job, &limits) {
         Verdict::Completed(results) => {
+            let (results, complaint) = match results {
+                Some(results) => fitting(context, &staged.directory, results).await,
+                None => (None, None),
+            };
+            course.keep_directory = complaint.is_some();
+            let complaints: Vec<String> = complaint.into_iter().collect();
             let working_directory = staged.working_directory.clone();
             let kept = kept_directory(context, &staged.directory);
             let inline = context.settings.job.inline_output;
             if !job.outputs().iter().any(|entry| AssetType::of(entry) == Some(AssetType::File)) {
                 // Nothing to read, and so nothing that another thread would be needed for.
                 let output_data = Value::Array(job.outputs().to_vec());
-                return End::Completed(Box::new(Completion { results, output_data, complaints: Vec::new() }));
+                return End::Completed(Box::new(Completion { results, output_data, complaints }));
             }
             let outputs =
                 tokio::task::spawn_blocking(move || outputs(&job, &working_directory, kept, inline)).await;
             match outputs {
                 Ok(outputs) => {
-                    course.keep_directory = outputs.left_on_disk;
-                    let (output_data, complaints) = (outputs.output_data, outputs.complaints);
+                    course.keep_directory |= outputs.left_on_disk;
+                    let complaints = [complaints, outputs.complaints].concat();
+                    let output_data = outputs.output_data;
                     End::Completed(Box::new(Completion { results, output_data, complaints }))
                 }
                 Err(error) => super::submit::broken(&format!("reading the outputs was cut short: {error}")),
@@ -80,6 +93,34 @@ pub async fn collect(
         }
         Verdict::Rejected(faults) => End::Rejected(faults),
         Verdict::Stopped(reason) => stopped(reason),
+    }
+}
+
+/// Results as the event takes them: those that are too large for one are kept in a file, and the event says where.
+async fn fitting(context: &Context, directory: &Path, results: Value) -> (Option<Value>, Option<String>) {
+    let path = directory.join(RESULTS);
+    let written = tokio::task::spawn_blocking(move || {
+        let text = results.to_string();
+        if text.len() as u64 <= LARGEST_PART {
+            return (Some(results), Ok(0));
+        }
+        (None, std::fs::write(path, &text).map(|()| text.len()))
+    });
+    let place = kept_directory(context, directory).unwrap_or_default().join(RESULTS);
+    match written.await {
+        Ok((Some(results), _)) => (Some(results), None),
+        Ok((None, Ok(size))) => {
+            let message = format!(
+                "the results have {size} bytes, more than an event takes; they are in {}:{}",
+                host(),
+                place.display()
+            );
+            (None, Some(message))
+        }
+        Ok((None, Err(error))) => {
+            (None, Some(format!("the results are more than an event takes, and could not be kept: {error}")))
+        }
+        Err(error) => (None, Some(format!("the results could not be written: {error}"))),
     }
 }
 
@@ -124,7 +165,9 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         Some(Word::Failed { kind, exception, functions }) if cut.is_none() => {
             return raised(kind, exception, &functions, &ending, job, exit_code);
         }
-        Some(Word::Completed { .. }) if cut.is_none() => {
+        Some(Word::Completed { .. })
+            if cut.is_none() && !ending.exit.fenced && exit_code.or(signal).is_some() =>
+        {
             let message = format!(
                 "the function ran to its end, but then the driver {}; its outputs may not be whole",
                 how_it_ended(&ending)
@@ -258,6 +301,7 @@ fn outputs(job: &Job, working_directory: &Path, kept: Option<PathBuf>, inline: u
     let mut entries = job.outputs().to_vec();
     let mut complaints = Vec::new();
     let mut left_on_disk = false;
+    let mut room = LARGEST_PART;
     for entry in entries.iter_mut().filter(|entry| AssetType::of(entry) == Some(AssetType::File)) {
         let name = ["filename", "name"]
             .iter()
@@ -266,8 +310,9 @@ fn outputs(job: &Job, working_directory: &Path, kept: Option<PathBuf>, inline: u
             .to_owned();
         let Ok(path) = StagedPath::new(&name) else { continue };
         let Some(object) = entry.as_object_mut() else { continue };
-        match read_output(&working_directory.join(path.as_str()), inline) {
+        match read_output(&working_directory.join(path.as_str()), inline.min(room)) {
             Ok((size, Some(content))) => {
+                room = room.saturating_sub(size);
                 object.insert("fileContent".to_owned(), Value::String(content));
                 object.insert("fileSize".to_owned(), size.into());
             }

@@ -258,6 +258,9 @@ async fn run_phases(
         Err(error) => return submit::broken(&format!("staging was cut short: {error}")),
     };
     course.phases.stage = Some(since(started));
+    if let Some(reason) = stop.reason() {
+        return submit::stopped(reason);
+    }
     context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
     let submitting = Instant::now();
     let mut submitted = match submit::submit(context, &staged, plan.command_line, stop).await {
@@ -269,7 +272,8 @@ async fn run_phases(
         EventKind::Submitted,
         claim.event(EventKind::Submitted, |data| data.application_id = application_id),
     );
-    let tracked = track::track(context, claim, &mut submitted, stop, submitting, course).await;
+    let clock = track::Clock { submitting, launched: Instant::now() };
+    let tracked = track::track(context, claim, &mut submitted, stop, clock, course).await;
     let collecting = Instant::now();
     let end = collect::collect(context, job, &staged, tracked, course).await;
     course.phases.collect = Some(since(collecting));
@@ -283,23 +287,44 @@ fn attempt_folder(claim: &Claim) -> String {
     format!("{job}-{}-{}", claim.attempt, &unique[..8])
 }
 
+/// What became of a directory that was to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Nobody wants it kept.
+    NotWanted,
+    /// It lies where the event says.
+    Moved,
+    /// It could not be moved, and is the only place of what is in it.
+    NotMoved,
+}
+
 /// Puts an attempt's directory where it is kept, when the settings or its outputs want it kept.
-pub async fn keep(context: &Context, attempt: &Attempt) {
-    let Some(directory) = attempt.course.directory.clone() else { return };
+pub async fn keep(context: &Context, attempt: &Attempt) -> Kept {
+    let Some(directory) = attempt.course.directory.clone() else { return Kept::NotWanted };
     if !attempt.course.keep_directory && !keeps(context, &attempt.end) {
-        return;
+        return Kept::NotWanted;
     }
-    let Some(kept) = kept_directory(context, &directory) else { return };
+    let Some(kept) = kept_directory(context, &directory) else { return Kept::NotWanted };
     let moved = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(kept.parent().unwrap_or(&kept))?;
         match std::fs::rename(&directory, &kept) {
             // An attempt that never got as far as a directory has none to keep.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(error) => Err(error),
+            // How long it is kept counts from now, however long the job ran.
+            Ok(()) => std::fs::File::open(&kept)?.set_modified(std::time::SystemTime::now()),
         }
     });
-    if let Ok(Err(error)) = moved.await {
-        tracing::warn!(%error, "an attempt's directory could not be kept");
+    match moved.await {
+        Ok(Ok(())) => Kept::Moved,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "an attempt's directory could not be kept; it stays where it was");
+            Kept::NotMoved
+        }
+        Err(error) => {
+            tracing::error!(%error, "keeping an attempt's directory was cut short");
+            Kept::NotMoved
+        }
     }
 }
 

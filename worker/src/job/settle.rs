@@ -107,6 +107,9 @@ pub async fn settle(
     attempt: &Attempt,
     stop: &mut Stop,
 ) -> Settled {
+    if stop.reason() == Some(StopReason::DeliveryLost) {
+        return Settled::Leave;
+    }
     let said = say(context, publisher, claim, message, attempt);
     tokio::pin!(said);
     let mut heard = None;
@@ -190,7 +193,8 @@ async fn retry(
 #[must_use]
 pub fn exhausted(attempts: u32) -> Attempt {
     let message = format!(
-        "{attempts} workers took the job and were lost with it, or lost the broker; look at the workers' logs, then replay it"
+        "{attempts} workers took the job and were lost with it, or lost the broker, or ran it for longer than the broker's \
+         consumer_timeout; look at the workers' logs, then replay it"
     );
     ended(FailureClass::Lost, message)
 }

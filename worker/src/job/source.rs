@@ -5,7 +5,7 @@
 //!
 //! This module must not know what a job asks for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -79,6 +79,7 @@ impl Source {
         };
         let mut source = Self { is_doubtful: tree.root_node().has_error(), ..Self::default() };
         source.block(tree.root_node(), text);
+        source.functions.sort_by_key(|function| function.line);
         source.tag(&whole_line_comments(tree.root_node(), text), text);
         source
     }
@@ -110,26 +111,42 @@ impl Source {
         names
     }
 
-    /// Takes in the statements of a block that runs when the module is loaded.
-    fn block(&mut self, block: Node<'_>, text: &str) {
-        let mut cursor = block.walk();
-        for statement in block.named_children(&mut cursor) {
-            match statement.kind() {
-                "function_definition" => self.definition(statement, statement, text),
+    /// Takes in the statements that run when the module is loaded. Without recursion, and into blocks alone: a source may
+    /// be nested as deep as it likes.
+    fn block(&mut self, root: Node<'_>, text: &str) {
+        let mut stack = vec![root];
+        while let Some(node) = stack.pop() {
+            match node.kind() {
+                "function_definition" => self.definition(node, node, text),
                 "decorated_definition" => {
-                    if let Some(definition) = statement.child_by_field_name("definition") {
-                        self.definition(definition, statement, text);
+                    if let Some(definition) = node.child_by_field_name("definition") {
+                        self.definition(definition, node, text);
                     }
                 }
-                "class_definition" => self.name_of(statement, text),
-                "import_statement" | "import_from_statement" => self.import(statement, text),
-                "expression_statement" => self.expression(statement, text),
-                // `if`, `try`, `with`, `for` at the top level: what is in them is at the top level too.
-                _ => {
-                    if !matches!(statement.kind(), "comment" | "string" | "lambda") {
-                        self.block(statement, text);
-                    }
+                "class_definition" => self.name_of(node, text),
+                "import_statement" | "import_from_statement" => self.import(node, text),
+                "expression_statement" => self.expression(node, text),
+                // What is in a branch or a loop of the module is at its top level too.
+                "module"
+                | "block"
+                | "ERROR"
+                | "if_statement"
+                | "elif_clause"
+                | "else_clause"
+                | "try_statement"
+                | "except_clause"
+                | "except_group_clause"
+                | "finally_clause"
+                | "with_statement"
+                | "for_statement"
+                | "while_statement"
+                | "match_statement"
+                | "case_clause" => {
+                    let mut cursor = node.walk();
+                    let children: Vec<_> = node.named_children(&mut cursor).collect();
+                    stack.extend(children.into_iter().rev());
                 }
+                _ => {}
             }
         }
     }
@@ -196,13 +213,17 @@ impl Source {
     }
 
     fn targets(&mut self, target: Node<'_>, text: &str) {
-        if target.kind() == "identifier" {
-            self.other_names.insert(words(target, text).to_owned());
-        }
-        let mut cursor = target.walk();
-        if matches!(target.kind(), "pattern_list" | "tuple_pattern" | "list_pattern") {
-            for child in target.named_children(&mut cursor) {
-                self.targets(child, text);
+        let mut stack = vec![target];
+        while let Some(target) = stack.pop() {
+            match target.kind() {
+                "identifier" => {
+                    self.other_names.insert(words(target, text).to_owned());
+                }
+                "pattern_list" | "tuple_pattern" | "list_pattern" | "list_splat_pattern" => {
+                    let mut cursor = target.walk();
+                    stack.extend(target.named_children(&mut cursor));
+                }
+                _ => {}
             }
         }
     }
@@ -210,23 +231,22 @@ impl Source {
     /// Gives each tag to the function whose definition, decorators included, is the first thing below it.
     fn tag(&mut self, comments: &[(usize, &str)], text: &str) {
         let lines: Vec<&str> = text.lines().collect();
+        let is_comment: HashSet<usize> = comments.iter().map(|(row, _)| *row).collect();
+        // For every row the first one from there on that says something.
+        let mut said_from = vec![None; lines.len() + 1];
+        for row in (0..lines.len()).rev() {
+            let says_nothing = lines[row].trim().is_empty() || is_comment.contains(&row);
+            said_from[row] = if says_nothing { said_from[row + 1] } else { Some(row) };
+        }
         for (row, comment) in comments {
             let Some(tag) = smart_tag(comment) else { continue };
-            let below = lines.iter().enumerate().skip(row + 1).find(|(row, line)| {
-                let line = line.trim();
-                let is_comment = comments.iter().any(|(other, _)| other == row);
-                !line.is_empty() && !is_comment
-            });
-            let Some((row, _)) = below else { continue };
+            let Some(below) = said_from.get(row + 1).copied().flatten() else { continue };
+            // Functions stand in the order of their lines.
+            let next = self.functions.partition_point(|function| function.line - 1 < below);
+            let Some(function) = self.functions.get_mut(next) else { continue };
+            let definition = function.line - 1;
             // Decorators stand between a tag and its function; they may have comments and several lines.
-            let function = self.functions.iter_mut().find(|function| {
-                let definition = function.line - 1;
-                row == definition
-                    || (function.is_decorated
-                        && row < definition
-                        && is_decorator_run(&lines, row, definition))
-            });
-            if let Some(function) = function {
+            if below == definition || (function.is_decorated && is_decorator_run(&lines, below, definition)) {
                 function.tags.push(tag.to_owned());
             }
         }
@@ -422,6 +442,23 @@ mod tests {
         assert!(!arity_of("a, *, k").takes(1));
         assert!(arity_of("a, *, k=2").takes(1));
         assert!(arity_of("a, /, b, c").takes(3));
+    }
+
+    #[test]
+    fn a_source_may_be_as_deep_and_as_long_as_it_likes() {
+        let deep = format!(
+            "if {}1{}: pass\n{}x{} = y\n",
+            "(".repeat(60_000),
+            ")".repeat(60_000),
+            "[".repeat(20_000),
+            "]".repeat(20_000)
+        );
+        // As much stack as a thread has that reads jobs.
+        let reading =
+            std::thread::Builder::new().stack_size(2 << 20).spawn(move || Source::read(&deep)).unwrap();
+        reading.join().unwrap();
+        let many = "# modelop.x\n".repeat(20_000) + "def f(): pass\n";
+        assert_eq!(Source::read(&many).functions[0].tags.len(), 20_000);
     }
 
     #[test]

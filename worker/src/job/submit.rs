@@ -32,8 +32,10 @@ pub async fn submit<'a>(
     stop: &mut Stop,
 ) -> Result<Submitted<'a>, End> {
     let permit = tokio::select! {
-        permit = context.submits.acquire() => permit.map_err(|error| broken(&error.to_string()))?,
+        // A stop first: nothing is started for a job that is known to be somebody else's.
+        biased;
         reason = stop.stronger(None) => return Err(stopped(reason)),
+        permit = context.submits.acquire() => permit.map_err(|error| broken(&error.to_string()))?,
     };
     let submission = Submission {
         directory: staged.directory.clone(),

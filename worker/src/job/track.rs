@@ -34,38 +34,56 @@ pub struct Tracked {
     pub cut: Option<Cut>,
 }
 
+/// The moments that an attempt's times are counted from.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// It was staged, and began to wait for a place to start from.
+    pub submitting: Instant,
+    /// spark-submit was started: what the deadline for submitting counts from.
+    pub launched: Instant,
+}
+
 /// Follows an application until nothing of it is left.
 pub async fn track(
     context: &Context,
     claim: &Claim,
     submitted: &mut Submitted<'_>,
     stop: &mut Stop,
-    submitting: Instant,
+    clock: Clock,
     course: &mut Course,
 ) -> Tracked {
     let job = &context.settings.job;
-    let mut deadline = tokio::time::Instant::from_std(submitting) + job.submit_timeout;
+    let mut deadline = tokio::time::Instant::from_std(clock.launched) + job.submit_timeout;
     let mut deadline_is = Cut::SubmitDeadline;
     loop {
         let cut = tokio::select! {
+            // Stops and deadlines first: a driver that never ceases to talk must not keep them from being heard.
             biased;
+            reason = stop.stronger(None) => Cut::Stopped(reason),
+            () = tokio::time::sleep_until(deadline) => deadline_is,
             change = submitted.application.changed() => match change {
-                Change::Started => {
+                // A driver says each of these once; whatever says it again changes nothing.
+                Change::Started if deadline_is == Cut::SubmitDeadline => {
                     deadline = tokio::time::Instant::now() + job.run_timeout;
                     deadline_is = Cut::RunDeadline;
                     continue;
                 }
-                Change::Running => {
-                    running(context, claim, submitting, course);
+                Change::Running if course.running_since.is_none() => {
+                    running(context, claim, clock.submitting, course);
                     submitted.permit = None;
                     continue;
                 }
+                Change::Started | Change::Running => continue,
                 Change::Ended(ending) => return over(course, *ending, None),
             },
-            reason = stop.stronger(None) => Cut::Stopped(reason),
-            () = tokio::time::sleep_until(deadline) => deadline_is,
         };
         let ending = end(context, submitted.application.as_mut(), stop, cut).await;
+        // Who has lost the job meanwhile has nothing to say about it, whatever it was ended for.
+        let cut = if stop.reason() == Some(StopReason::DeliveryLost) {
+            Cut::Stopped(StopReason::DeliveryLost)
+        } else {
+            cut
+        };
         return over(course, ending, Some(cut));
     }
 }
