@@ -8,7 +8,7 @@ use spark_runtime_protocol::client::Submission;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
 use spark_runtime_tests::broker::{Broker, Vhost};
 use spark_runtime_tests::jobs::text;
-use spark_runtime_tests::program::{Worker, spark_runtime};
+use spark_runtime_tests::program::{Worker, hangs, spark_runtime};
 use spark_runtime_tests::wire::Wire;
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
@@ -36,6 +36,7 @@ async fn a_job_whose_connection_is_lost_is_ended_here_and_run_again() {
         ["ignore-term", "spawn-daemon", &format!("times 1 {} hang", counter.display()), "complete"];
     place.publish("cut", text("cut", &directives)).await;
     place.heard("cut", &[EventKind::Running]).await;
+    hangs(&counter).await;
     wire.cut();
     worker.logged("a delivery is lost; its job is ended").await;
     worker.nothing_left().await;

@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
 use spark_runtime_tests::broker::Vhost;
 use spark_runtime_tests::jobs::text;
-use spark_runtime_tests::program::{Worker, children_of};
+use spark_runtime_tests::program::{Worker, children_of, hangs};
+use spark_runtime_tests::until;
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
@@ -281,6 +282,7 @@ async fn a_job_whose_worker_is_killed_is_run_by_another_and_nothing_of_the_first
     let hang_once = format!("times 1 {} hang", counter.path().join("n").display());
     place.publish("k", text("k", &["spawn-daemon", &hang_once, "complete"])).await;
     place.heard("k", &[EventKind::Running]).await;
+    hangs(&counter.path().join("n")).await;
     first.signal(Signal::SIGKILL);
     first.nothing_left().await;
     let second = Worker::start(&place.vhost.uri(), &[RETRY]);
@@ -325,7 +327,7 @@ async fn whoever_is_killed_nothing_is_left_of_the_tree() {
         let worker = Worker::start(&place.vhost.uri(), &[RETRY, ONCE]);
         place.publish(&id, text(&id, &["ignore-term", "spawn-daemon", "hang"])).await;
         place.heard(&id, &[EventKind::Running]).await;
-        assert!(worker.processes().len() >= 2, "the fake and its daemon");
+        until("the fake and its daemon", async || (worker.processes().len() >= 2).then_some(())).await;
         let guard = children_of(worker.pid());
         for victim in victims {
             match *victim {
@@ -350,6 +352,7 @@ async fn a_guard_that_is_killed_costs_the_attempt_and_not_the_worker() {
     let counter = worker.home.path().join("counter");
     place.publish("g", text("g", &[&format!("times 1 {} hang", counter.display()), "complete"])).await;
     place.heard("g", &[EventKind::Running]).await;
+    hangs(&counter).await;
     for guard in children_of(worker.pid()) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(guard), Signal::SIGKILL);
     }
@@ -395,6 +398,7 @@ async fn a_second_sigterm_gives_running_jobs_back_without_counting_it_as_a_failu
     let hang_once = format!("times 1 {} hang", counter.path().join("n").display());
     place.publish("back", text("back", &["ignore-term", "spawn-daemon", &hang_once, "complete"])).await;
     place.heard("back", &[EventKind::Running]).await;
+    hangs(&counter.path().join("n")).await;
     worker.signal(Signal::SIGTERM);
     worker.logged("no new jobs are taken").await;
     worker.signal(Signal::SIGTERM);

@@ -166,6 +166,14 @@ pub fn spark_runtime(uri: &str, settings: &[&str], arguments: &[&str]) -> Output
         .expect("the program starts")
 }
 
+/// Waits until a fake that was told `times 1 COUNTER hang` hangs: it counts before it does.
+pub async fn hangs(counter: &Path) {
+    crate::until("a fake that hangs", async || {
+        std::fs::metadata(counter).is_ok_and(|metadata| metadata.len() > 0).then_some(())
+    })
+    .await;
+}
+
 /// The processes whose current directory lies below `folder`.
 #[must_use]
 pub fn processes_below(folder: &Path) -> Vec<i32> {

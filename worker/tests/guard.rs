@@ -279,7 +279,7 @@ async fn nothing_of_the_worker_is_inherited() {
     let guard = Guard::start(binary()).await.unwrap();
     let script = r#"ls -l /proc/$$/fd /proc/$PPID/fd >listed
         grep -E '^Sig(Blk|Ign)' /proc/self/status; cat /proc/self/oom_score_adj
-        readlink /proc/self/fd/0; ps -o pgid= -p $$ | tr -d ' '"#;
+        readlink /proc/self/fd/0; ps -o pgid= -p $$ | tr -d ' '; cat /proc/$PPID/oom_score_adj"#;
     let mut running = guard.launch(scene.shell(script)).await.unwrap();
     let pid = running.pid;
     assert_eq!(running.exited().await.status, ExitStatus::Code(0));
@@ -303,7 +303,11 @@ async fn nothing_of_the_worker_is_inherited() {
     let ignored = u64::from_str_radix(ignored.rsplit('\t').next().unwrap(), 16).unwrap();
     // 32 and 33 belong to the C library, which does not let them be set.
     assert_eq!(ignored & !(0b11 << 31), 0, "{ignored:x}");
-    assert_eq!(rest, format!("{raised}\n/dev/null\n{pid}\n"));
+    assert_eq!(
+        rest,
+        format!("{raised}\n/dev/null\n{pid}\n{own}\n"),
+        "raised for the program, not for its shim"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

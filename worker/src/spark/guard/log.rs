@@ -3,7 +3,8 @@
 //! The first half of the limit goes to the file itself as it comes. What follows goes round and round in a second
 //! file, `<path>.tail`, of the other half; at the end that is put behind the head, with one line between that says
 //! how much was left out. Nothing is held in memory, and nothing here ever fails: a disk that is full costs bytes of
-//! the log, which are counted, and never stops the program that writes.
+//! the log, which are counted, and never stops the program that writes. Most streams stay empty, so neither file is
+//! made before it has a byte to hold: a log that is not there is an empty one.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -11,6 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 
 /// What became of one stream of output. All in bytes.
@@ -26,7 +28,9 @@ pub struct LogSize {
 
 /// A log that is being written.
 pub(super) struct Log {
-    head: File,
+    path: PathBuf,
+    /// Absent as long as there is nothing to write.
+    head: Option<File>,
     head_length: u64,
     head_limit: u64,
     tail_path: PathBuf,
@@ -41,16 +45,17 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Makes an empty log at `path`, readable by its owner alone, of about `limit` bytes.
+    /// Begins an empty log at `path`, readable by its owner alone, of about `limit` bytes. What lies there is emptied.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// There can be no such file.
     pub(super) fn create(path: &Path, limit: u64) -> io::Result<Log> {
-        let head = open_new(path)?;
+        let head = empty_old(path)?;
         let mut tail_path = OsString::from(path);
         tail_path.push(".tail");
         let head_limit = limit / 2;
         Ok(Log {
+            path: path.to_owned(),
             head,
             head_length: 0,
             head_limit,
@@ -70,7 +75,10 @@ impl Log {
         let room = usize::try_from(self.head_limit - self.head_length).unwrap_or(usize::MAX);
         let (for_head, for_tail) = bytes.split_at(bytes.len().min(room));
         if !for_head.is_empty() {
-            let written = write_what_fits(&mut self.head, for_head);
+            let written = match self.head() {
+                Ok(head) => write_what_fits(head, for_head),
+                Err(_) => 0,
+            };
             self.head_length += written;
             if written < length_of(for_head) {
                 // The head ends here: a gap in its middle would look like the program's own output.
@@ -81,6 +89,14 @@ impl Log {
         if !for_tail.is_empty() {
             self.write_tail(for_tail);
         }
+    }
+
+    fn head(&mut self) -> io::Result<&mut File> {
+        let head = match self.head.take() {
+            Some(head) => head,
+            None => open_new(&self.path)?,
+        };
+        Ok(self.head.insert(head))
     }
 
     fn write_tail(&mut self, bytes: &[u8]) {
@@ -143,15 +159,19 @@ impl Log {
 
     fn compose(&mut self, size: &LogSize) -> io::Result<()> {
         if size.left_out + size.not_written > 0 {
-            self.head.write_all(gap_line(size).as_bytes())?;
+            self.head()?.write_all(gap_line(size).as_bytes())?;
         }
-        let Some(tail) = &mut self.tail else { return Ok(()) };
+        if self.tail.is_none() {
+            return Ok(());
+        }
+        self.head()?;
+        let (Some(head), Some(tail)) = (&mut self.head, &mut self.tail) else { return Ok(()) };
         // Once round, the oldest byte is the one that would be overwritten next.
         let full_circle = self.tail_length == self.tail_limit;
         let oldest = if full_circle { self.tail_position } else { 0 };
         for (from, to) in [(oldest, self.tail_length), (0, oldest)] {
             tail.seek(SeekFrom::Start(from))?;
-            let copied = io::copy(&mut Read::by_ref(tail).take(to - from), &mut self.head)?;
+            let copied = io::copy(&mut Read::by_ref(tail).take(to - from), head)?;
             if copied < to - from {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -170,16 +190,26 @@ fn gap_line(size: &LogSize) -> String {
     }
 }
 
-/// Opens for writing and reading back. A link or a pipe that lies in the way is not followed and never waited for.
+/// Empties a file that is there already. `None` when there is none but one can be made.
+fn empty_old(path: &Path) -> io::Result<Option<File>> {
+    match options().open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other.map(Some),
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK)?;
+    Ok(None)
+}
+
 fn open_new(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
+    options().create(true).mode(0o600).open(path)
+}
+
+/// For writing and reading back. A link or a pipe that lies in the way is not followed and never waited for.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
 }
 
 /// Writes until the disk refuses; gives how many bytes it took.
@@ -216,7 +246,8 @@ mod tests {
         }
         let size = log.finish();
         assert!(!folder.path().join("out.tail").exists(), "the second file is cleared away");
-        (stream, fs::read(&path).expect("read back"), size)
+        assert_eq!(path.exists(), produced > 0, "a log is made for its first byte");
+        (stream, fs::read(&path).unwrap_or_default(), size)
     }
 
     #[test]
@@ -253,6 +284,41 @@ mod tests {
             assert_eq!((size.produced, size.left_out), (5000, 5000 - limit), "{limit}");
             assert!(kept.len() < 100, "{limit}");
         }
+    }
+
+    #[test]
+    fn an_old_log_is_emptied_even_when_nothing_is_written() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("out");
+        fs::write(&path, "of an earlier launch").expect("written");
+        Log::create(&path, 1000).expect("log").finish();
+        assert_eq!(fs::read(&path).expect("log"), b"");
+    }
+
+    #[test]
+    fn a_place_where_no_log_can_be_is_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().expect("folder");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), &link).expect("link");
+        for (path, errno) in [
+            (folder.path().join("missing/out"), libc::ENOENT),
+            (folder.path().to_owned(), libc::EISDIR),
+            (link, libc::ELOOP),
+        ] {
+            let error = Log::create(&path, 1000).err().expect("refused");
+            assert_eq!(error.raw_os_error(), Some(errno), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_lost_before_the_first_byte_costs_the_log_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).expect("made");
+        let mut log = Log::create(&inner.join("out"), 1000).expect("log");
+        fs::remove_dir(&inner).expect("removed");
+        log.write(b"lost");
+        assert_eq!(log.finish(), LogSize { produced: 4, left_out: 0, not_written: 4 });
     }
 
     #[test]

@@ -105,7 +105,8 @@ pub struct Launch {
     pub environment: Vec<(OsString, OsString)>,
     /// Its working directory.
     pub directory: PathBuf,
-    /// Where its standard output goes. An existing file is replaced; `<path>.tail` beside it is used meanwhile.
+    /// Where its standard output goes. An existing file is emptied; a new one is made for the first byte only;
+    /// `<path>.tail` beside it is used meanwhile.
     pub stdout: PathBuf,
     /// Where its standard error goes, in the same way.
     pub stderr: PathBuf,

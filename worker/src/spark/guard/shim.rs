@@ -47,6 +47,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 const BUFFER_LENGTH: usize = 64 * 1024;
+/// For what is read when all is over, mostly nothing.
+const LAST_BUFFER_LENGTH: usize = 4 * 1024;
 /// When all of the tree is dead, its pipes hold no more than this (unless an outsider goes on writing).
 const LAST_DRAIN_LIMIT: usize = 1024 * 1024;
 
@@ -273,7 +275,7 @@ struct Shim {
 impl Shim {
     /// Goes on until no descendant is left.
     fn tend(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER_LENGTH];
+        let mut buffer = Vec::new();
         loop {
             let mut ready = [
                 process::interest(self.control.as_ref().map(AsFd::as_fd), libc::POLLIN),
@@ -292,6 +294,8 @@ impl Shim {
             }
             for (stream, readable) in self.streams.iter_mut().zip([stdout, stderr]) {
                 if readable {
+                    // Most programs say nothing, or not at once.
+                    buffer.resize(BUFFER_LENGTH, 0);
                     stream.read_once(&mut buffer);
                 }
             }
@@ -489,8 +493,8 @@ impl Stream {
 
     /// Reads what the dead have left in the pipe and completes the log.
     fn finish(&mut self) -> LogSize {
-        let mut buffer = vec![0; BUFFER_LENGTH];
-        for _ in 0..LAST_DRAIN_LIMIT / BUFFER_LENGTH {
+        let mut buffer = [0; LAST_BUFFER_LENGTH];
+        for _ in 0..LAST_DRAIN_LIMIT / LAST_BUFFER_LENGTH {
             if !self.read_once(&mut buffer) {
                 break;
             }
