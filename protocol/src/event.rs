@@ -18,7 +18,7 @@ use crate::json::Fault;
 /// The content type of every event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
-/// What happened. The first six are steps; exactly one of the last four ends a job.
+/// What happened. The first five are steps; exactly one of the next four ends a job; the last is about another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventKind {
@@ -40,11 +40,13 @@ pub enum EventKind {
     Cancelled,
     /// Not a job that can be run.
     Rejected,
+    /// Beside a job's life: its id was published again with another body.
+    Conflict,
 }
 
 impl EventKind {
     /// Every kind, in the order of a job's life.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Accepted,
         Self::Staged,
         Self::Submitted,
@@ -54,6 +56,7 @@ impl EventKind {
         Self::Failed,
         Self::Cancelled,
         Self::Rejected,
+        Self::Conflict,
     ];
 
     /// The last word of the routing key.
@@ -69,6 +72,7 @@ impl EventKind {
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
             Self::Rejected => "rejected",
+            Self::Conflict => "conflict",
         }
     }
 
@@ -91,7 +95,7 @@ impl EventKind {
             Self::Accepted | Self::Staged | Self::Submitted | Self::Retrying => JobStatus::Waiting,
             Self::Running => JobStatus::Running,
             Self::Completed => JobStatus::Complete,
-            Self::Failed | Self::Rejected => JobStatus::Error,
+            Self::Failed | Self::Rejected | Self::Conflict => JobStatus::Error,
             Self::Cancelled => JobStatus::Cancelled,
         }
     }
@@ -244,6 +248,9 @@ pub struct EventData {
     /// `rejected`: every fault of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<Vec<Fault>>,
+    /// `conflict`: the bodies that were published under the id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<Digests>,
     /// Terminal: ModelOp's word for the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_result: Option<JobResult>,
@@ -292,6 +299,7 @@ impl EventData {
             delay_ms: None,
             failure: None,
             faults: None,
+            digests: None,
             job_result: None,
             job_messages: None,
             job_wait_time: None,
@@ -303,6 +311,15 @@ impl EventData {
             resources: None,
         }
     }
+}
+
+/// The bodies that were published under one id, each by the first 16 hexadecimal digits of its SHA-256.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    /// The one that the id belongs to.
+    pub first: String,
+    /// The one that the event is about.
+    pub this: String,
 }
 
 /// Why an attempt ended without a result.

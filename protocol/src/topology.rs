@@ -6,10 +6,13 @@
 //!      ^                                                                                        │ a worker tells
 //!      └──after the delay── [spark.delay.<n>ms] <── spark.delay (direct)                         v the job's end
 //! spark.results (topic) ──> subscribers' own queues                       spark.dead ──> [spark.dead]
+//!      └──steps──> {spark.history} <──ends── spark.history      spark.ledger ──> {spark.ledger}
+//! spark.commands (direct) ──> [spark.commands]
 //! ```
 //!
-//! All queues are quorum queues: a confirmed message is on a majority of the broker's nodes. Dead lettering is
+//! What is in brackets is a quorum queue: a confirmed message is on a majority of the broker's nodes. Dead lettering is
 //! at-least-once, which needs `reject-publish` and a bound target; without them it silently becomes at-most-once.
+//! What is in braces is a stream, a log that everybody reads from where he likes and that nobody empties.
 //!
 //! This module must not know who publishes or consumes, nor why.
 
@@ -39,10 +42,42 @@ pub const DEAD_QUEUE: &str = "spark.dead";
 /// Copies of jobs that are to be offered again later; the routing key is the delay queue's name.
 pub const DELAY_EXCHANGE: &str = "spark.delay";
 
-/// Header: the number of the attempt that a message is for, from 1; absent means 1.
+/// The records of who has which job are published here.
+pub const LEDGER_EXCHANGE: &str = "spark.ledger";
+/// The stream of those records.
+pub const LEDGER_STREAM: &str = "spark.ledger";
+/// The ends of jobs are published here before they count.
+pub const HISTORY_EXCHANGE: &str = "spark.history";
+/// The stream of what happened to jobs.
+pub const HISTORY_STREAM: &str = "spark.history";
+/// Commands to the workers are published here, with the routing key [`COMMANDS_KEY`].
+pub const COMMANDS_EXCHANGE: &str = "spark.commands";
+/// The routing key of commands.
+pub const COMMANDS_KEY: &str = "spark.commands";
+/// Commands wait here for a worker.
+pub const COMMANDS_QUEUE: &str = "spark.commands";
+/// The steps on a job's way that the history keeps beside its end.
+const STEPS_IN_HISTORY: [&str; 3] = ["submitted", "running", "retrying"];
+/// How large a file of a stream grows. A stream is cut off by whole files, so small ones keep close to the retention.
+const LEDGER_SEGMENT: i64 = 8 << 20;
+/// The same for the history, whose messages are larger.
+const HISTORY_SEGMENT: i64 = 64 << 20;
+
+/// Header of a copy that waits for the end of an owner's lease: the claim in force when it was made.
+pub const SEEN_CLAIM_HEADER: &str = "x-seen-claim";
+/// Header of such a copy: the owner's last renewal when it was made.
+pub const SEEN_RENEWAL_HEADER: &str = "x-seen-renewal";
+/// Header of such a copy: how many milliseconds that has been so when it comes back.
+pub const SEEN_FOR_HEADER: &str = "x-seen-for-ms";
+/// Header of a dead job, and of its replay: the claim by which it was settled.
+pub const SETTLED_CLAIM_HEADER: &str = "x-settled-claim";
+/// Header that the broker adds to what it delivers from a stream: its place there.
+pub const STREAM_OFFSET_HEADER: &str = "x-stream-offset";
+/// Argument of a consumer of a stream: where to begin.
+pub const STREAM_OFFSET_ARGUMENT: &str = "x-stream-offset";
+
+/// Header: the number of the attempt that a copy of a job is for, from 1. It is for people: the ledger counts.
 pub const ATTEMPT_HEADER: &str = "x-attempt";
-/// Header: how many of the earlier attempts were given back rather than failed; absent means 0.
-pub const RETURNS_HEADER: &str = "x-returns";
 /// Header of dead jobs: the class of the failure.
 pub const FAILURE_CLASS_HEADER: &str = "x-failure-class";
 /// Header of dead jobs: the failure in words.
@@ -73,6 +108,7 @@ pub const OLDEST_SERVER: (u32, u32) = (3, 10);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Argument {
     Word(&'static str),
+    Text(String),
     Number(i64),
 }
 
@@ -80,6 +116,7 @@ impl Argument {
     fn value(&self) -> AMQPValue {
         match self {
             Self::Word(word) => AMQPValue::LongString((*word).into()),
+            Self::Text(text) => AMQPValue::LongString(text.as_str().into()),
             Self::Number(number) => AMQPValue::LongLongInt(*number),
         }
     }
@@ -89,11 +126,23 @@ impl Argument {
 struct QueueShape {
     name: String,
     arguments: Vec<(&'static str, Argument)>,
-    exchange: &'static str,
-    key: String,
+    /// Exchanges and routing keys.
+    bindings: Vec<(&'static str, String)>,
 }
 
-/// Every exchange and queue of a service whose retries wait for the given delays.
+/// What an operator can choose about the topology. All workers of a service have to have chosen the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// How long retries wait; each has a queue of its own: only the head of a queue expires, so that different delays
+    /// must not share one.
+    pub delays: Vec<Duration>,
+    /// How long a worker keeps its jobs without being heard of; jobs that another one has wait so long.
+    pub lease: Duration,
+    /// How long the ledger and the history are kept; so long a repeated id is recognised.
+    pub retention: Duration,
+}
+
+/// Every exchange and queue of a service.
 #[derive(Debug, Clone)]
 pub struct Topology {
     exchanges: Vec<(&'static str, ExchangeKind)>,
@@ -137,17 +186,28 @@ pub fn delay_queue(delay: Duration) -> String {
 }
 
 impl Topology {
-    /// The topology of a service whose retries wait for one of `delays`, each of which has a queue of its own: only the
-    /// head of a queue expires, so that different delays must not share one.
+    /// The topology of a service of this shape.
     #[must_use]
-    pub fn new(delays: &[Duration]) -> Self {
-        use Argument::{Number, Word};
+    pub fn new(shape: &Shape) -> Self {
+        use Argument::{Number, Text, Word};
 
         let quorum = ("x-queue-type", Word("quorum"));
         let safely =
             [("x-dead-letter-strategy", Word("at-least-once")), ("x-overflow", Word("reject-publish"))];
         let unlimited = ("x-delivery-limit", Number(NO_DELIVERY_LIMIT));
         let timeout = i64::try_from(ACKNOWLEDGEMENT_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+        let queue = |name: &str, arguments, exchange, key: &str| QueueShape {
+            name: name.to_owned(),
+            arguments,
+            bindings: vec![(exchange, key.to_owned())],
+        };
+        let stream = |segment: i64| {
+            vec![
+                ("x-queue-type", Word("stream")),
+                ("x-max-age", Text(format!("{}s", shape.retention.as_secs().max(1)))),
+                ("x-stream-max-segment-size-bytes", Number(segment)),
+            ]
+        };
 
         let mut jobs = vec![
             quorum.clone(),
@@ -156,27 +216,19 @@ impl Topology {
             ("x-consumer-timeout", Number(timeout)),
         ];
         jobs.extend(safely.clone());
+        let kept = vec![quorum.clone(), unlimited];
+        let mut history = queue(HISTORY_STREAM, stream(HISTORY_SEGMENT), HISTORY_EXCHANGE, "");
+        history.bindings.extend(STEPS_IN_HISTORY.map(|step| (RESULTS_EXCHANGE, format!("job.*.{step}"))));
         let mut queues = vec![
-            QueueShape {
-                name: JOBS_QUEUE.into(),
-                arguments: jobs,
-                exchange: JOBS_EXCHANGE,
-                key: JOBS_KEY.into(),
-            },
-            QueueShape {
-                name: EXPELLED_QUEUE.into(),
-                arguments: vec![quorum.clone(), unlimited.clone()],
-                exchange: EXPELLED_EXCHANGE,
-                key: String::new(),
-            },
-            QueueShape {
-                name: DEAD_QUEUE.into(),
-                arguments: vec![quorum.clone(), unlimited],
-                exchange: DEAD_EXCHANGE,
-                key: String::new(),
-            },
+            queue(JOBS_QUEUE, jobs, JOBS_EXCHANGE, JOBS_KEY),
+            queue(EXPELLED_QUEUE, kept.clone(), EXPELLED_EXCHANGE, ""),
+            queue(DEAD_QUEUE, kept.clone(), DEAD_EXCHANGE, ""),
+            queue(COMMANDS_QUEUE, kept, COMMANDS_EXCHANGE, COMMANDS_KEY),
+            queue(LEDGER_STREAM, stream(LEDGER_SEGMENT), LEDGER_EXCHANGE, ""),
+            history,
         ];
-        let mut delays = delays.to_vec();
+        let mut delays = shape.delays.clone();
+        delays.push(shape.lease);
         delays.sort_unstable();
         delays.dedup();
         queues.extend(delays.into_iter().map(|delay| {
@@ -188,7 +240,7 @@ impl Topology {
             ];
             arguments.extend(safely.clone());
             let name = delay_queue(delay);
-            QueueShape { key: name.clone(), name, arguments, exchange: DELAY_EXCHANGE }
+            queue(&name, arguments, DELAY_EXCHANGE, &name)
         }));
         let exchanges = vec![
             (JOBS_EXCHANGE, ExchangeKind::Direct),
@@ -196,6 +248,9 @@ impl Topology {
             (EXPELLED_EXCHANGE, ExchangeKind::Fanout),
             (DEAD_EXCHANGE, ExchangeKind::Fanout),
             (DELAY_EXCHANGE, ExchangeKind::Direct),
+            (COMMANDS_EXCHANGE, ExchangeKind::Direct),
+            (LEDGER_EXCHANGE, ExchangeKind::Fanout),
+            (HISTORY_EXCHANGE, ExchangeKind::Fanout),
         ];
         Self { exchanges, queues }
     }
@@ -299,16 +354,13 @@ async fn declare_queue(channel: &Channel, queue: &QueueShape, passive: bool) -> 
 }
 
 async fn bind(channel: &Channel, queue: &QueueShape) -> Result<(), lapin::Error> {
-    let options = QueueBindOptions::default();
-    channel
-        .queue_bind(
-            short(&queue.name),
-            short(queue.exchange),
-            short(&queue.key),
-            options,
-            FieldTable::default(),
-        )
-        .await
+    for (exchange, key) in &queue.bindings {
+        let options = QueueBindOptions::default();
+        channel
+            .queue_bind(short(&queue.name), short(exchange), short(key), options, FieldTable::default())
+            .await?;
+    }
+    Ok(())
 }
 
 /// A name of this module as the client library wants it; all of them are far below its limit of 255 bytes.
@@ -383,13 +435,12 @@ mod tests {
     }
 
     #[test]
-    fn each_delay_has_a_queue_of_its_own() {
-        let delays = [Duration::from_secs(5), Duration::from_millis(200), Duration::from_secs(5)];
-        let topology = Topology::new(&delays);
+    fn each_delay_has_a_queue_of_its_own_and_the_lease_is_one() {
+        let delays = [5000, 200, 5000].map(Duration::from_millis).to_vec();
+        let shape = Shape { delays, lease: Duration::from_secs(60), retention: Duration::from_secs(86_400) };
+        let topology = Topology::new(&shape);
         let (_, queues) = topology.names();
-        assert_eq!(
-            queues,
-            [JOBS_QUEUE, EXPELLED_QUEUE, DEAD_QUEUE, "spark.delay.200ms", "spark.delay.5000ms"]
-        );
+        let delays: Vec<_> = queues.into_iter().filter(|name| name.starts_with("spark.delay")).collect();
+        assert_eq!(delays, ["spark.delay.200ms", "spark.delay.5000ms", "spark.delay.60000ms"]);
     }
 }

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use spark_runtime_protocol::client::{Client, Submission, Subscription, Topic};
 use spark_runtime_protocol::connect::Endpoint;
-use spark_runtime_protocol::topology::Topology;
+use spark_runtime_protocol::topology::{Shape, Topology};
 use spark_runtime_protocol::{Event, EventKind, JobId};
 
 use crate::PATIENCE;
@@ -205,10 +205,20 @@ impl Vhost {
 
     /// A virtual host with the service's topology and a client that follows all events.
     pub async fn ready(delays: &[Duration]) -> Ready {
+        Self::ready_for(&Shape {
+            delays: delays.to_vec(),
+            lease: Duration::from_secs(60),
+            retention: Duration::from_secs(7 * 24 * 3600),
+        })
+        .await
+    }
+
+    /// The same for workers with these settings.
+    pub async fn ready_for(shape: &Shape) -> Ready {
         let vhost = Broker::shared().vhost();
         let endpoint = Endpoint::new(&vhost.uri(), Duration::from_secs(10)).unwrap();
         let connection = endpoint.connect("test topology").await.unwrap();
-        Topology::new(delays).declare(&connection).await.unwrap();
+        Topology::new(shape).declare(&connection).await.unwrap();
         let _ = connection.close(200, "done".into()).await;
         let client = vhost.client().await;
         let events = client.subscribe(&Topic::All).await.unwrap();

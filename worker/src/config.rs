@@ -24,6 +24,7 @@ use bytesize::ByteSize;
 use jiff::SignedDuration;
 use serde_json::{Value as Json, json};
 use spark_runtime_protocol::connect::{Endpoint, EndpointError};
+use spark_runtime_protocol::topology::Shape;
 
 /// The file that is read when no other is named, if it is there.
 pub const DEFAULT_FILE: &str = "/etc/spark-runtime/config.toml";
@@ -42,6 +43,9 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 const LONGEST_DELAY: Duration = Duration::from_secs(28 * 24 * 3600);
 /// The longest heartbeat that the protocol can carry, in whole seconds.
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(u16::MAX as u64);
+/// The longest lease: a worker that is lost for good must not block its jobs for longer.
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+const MINUTE: Duration = Duration::from_secs(60);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -231,6 +235,23 @@ pub static SETTINGS: &[Setting] = &[
          Each delay has a queue of its own at the broker: run `spark-runtime topology declare` after a change.",
     ),
     setting(
+        "ledger.lease",
+        Kind::Span { least: SECOND, most: LONGEST_LEASE },
+        "60s",
+        "For how long a worker may be cut off from the broker and still keep its running jobs. Shorter: a job whose \
+         machine is lost starts again sooner. Longer: a broker that is away for longer costs no running job. A worker ends its \
+         jobs a tenth earlier, so that no other one can have started them. All workers of a service need the same, and `spark-runtime \
+         topology declare` after a change.",
+    ),
+    setting(
+        "ledger.retention",
+        Kind::Span { least: MINUTE, most: LONGEST },
+        "168h",
+        "How long the ledger and the history are kept: so long the id of a job that ended is recognised and answered with its \
+         end, and `status` and `jobs` know of it. It has to be at least twice `job.run_timeout`. The broker cuts whole files off, so \
+         that more may be kept. It is an argument of the streams: to change it, delete them while no job runs.",
+    ),
+    setting(
         "spark.home",
         Kind::Path,
         "",
@@ -339,6 +360,8 @@ pub struct Settings {
     pub job: JobSettings,
     /// Attempts after the first.
     pub retry: RetrySettings,
+    /// Who has which job.
+    pub ledger: LedgerSettings,
     /// Spark and spark-submit.
     pub spark: SparkSettings,
     /// The logs of jobs.
@@ -413,6 +436,15 @@ pub struct RetrySettings {
     pub max_attempts: u32,
     /// The delays before the second attempt, the third, and so on; never empty.
     pub delays: Vec<Duration>,
+}
+
+/// Section `ledger`.
+#[derive(Debug, Clone)]
+pub struct LedgerSettings {
+    /// For how long a worker that is not heard of keeps its jobs.
+    pub lease: Duration,
+    /// How long the ledger and the history are kept.
+    pub retention: Duration,
 }
 
 /// Section `spark`.
@@ -573,6 +605,10 @@ impl Settings {
                 max_attempts: u32::try_from(reader.count("retry.max_attempts")).unwrap_or(u32::MAX),
                 delays: reader.spans("retry.delays"),
             },
+            ledger: LedgerSettings {
+                lease: reader.span("ledger.lease"),
+                retention: reader.span("ledger.retention"),
+            },
             spark: SparkSettings {
                 home: reader.path("spark.home"),
                 submit: reader.path("spark.submit"),
@@ -585,7 +621,14 @@ impl Settings {
             log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
             effective: reader.effective(),
         };
-        let faults = reader.faults.take();
+        let mut faults = reader.faults.take();
+        if faults.is_empty() && settings.ledger.retention < settings.job.run_timeout.saturating_mul(2) {
+            // The ledger must remember who has a job for as long as the job may run.
+            faults.push(SettingFault(
+                "`ledger.retention` has to be at least twice `job.run_timeout`; raise the one or lower the other"
+                    .to_owned(),
+            ));
+        }
         if faults.is_empty() { Ok(settings) } else { Err(SettingsError::Faults(faults)) }
     }
 
@@ -593,6 +636,16 @@ impl Settings {
     #[must_use]
     pub fn effective(&self) -> &[Effective] {
         &self.effective
+    }
+
+    /// What the broker's exchanges and queues depend on.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        Shape {
+            delays: self.retry.delays.clone(),
+            lease: self.ledger.lease,
+            retention: self.ledger.retention,
+        }
     }
 
     /// Where the broker is, with the password of `broker.password_file` when there is one. The file is read at every

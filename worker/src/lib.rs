@@ -32,7 +32,9 @@
 
 pub mod broker;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod job;
 pub mod service;
 pub mod spark;

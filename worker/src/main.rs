@@ -8,5 +8,11 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == "guard") {
         return spark_runtime_worker::spark::guard::guard_main();
     }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| verb == spark_runtime_worker::broker::ledger::leave::VERB)
+    {
+        return spark_runtime_worker::broker::ledger::leave::leave_main();
+    }
     spark_runtime_worker::cli::main(std::env::args_os())
 }

@@ -11,26 +11,24 @@ use nix::fcntl::{Flock, FlockArg};
 use spark_runtime_protocol::topology::{EXPELLED_QUEUE, JOBS_QUEUE, Topology};
 use tokio::sync::{Semaphore, watch};
 
-use crate::broker::message::Message;
+use crate::broker::history::History;
+use crate::broker::ledger::Ledger;
+use crate::broker::ledger::tail::follow;
 use crate::broker::publisher::Publisher;
 use crate::broker::session::keep_connected;
-use crate::broker::slots::{Handler, Leaving, Slots};
+use crate::broker::slots::{Leaving, Slots};
 use crate::config::Settings;
+use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
-use crate::job::claim::{Claimant, Claimed};
-use crate::job::settle::{Settled, exhausted, expelled, refused, settle};
-use crate::job::{
-    Announce, Attempt, Claim, Context, End, Kept, Stop, StopReason, clean, keep, kept_folder, run,
-};
+use crate::job::claim::Reader;
+use crate::job::settle::Desk;
+use crate::job::{Announce, Context, kept_folder};
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
-use crate::spark::guard::BootTime;
 use crate::spark::policy::PolicyError;
 
 /// The file that a live worker holds a lock on.
 const LOCK: &str = "lock";
-/// A job up to so many bytes is read in well under a millisecond; handing it to another thread would take as long.
-const READ_ON_THE_SPOT: usize = 16 * 1024;
 /// How often what was kept is looked through.
 const PRUNING: Duration = Duration::from_secs(60 * 60);
 /// The file that is locked by whoever makes or sweeps folders.
@@ -58,6 +56,9 @@ pub enum ServiceError {
     /// The guard.
     #[error(transparent)]
     Guard(#[from] SubmitError),
+    /// Somebody took this worker for dead and gave its jobs away.
+    #[error("the ledger says that this worker is dead; it has ended its jobs; start it again")]
+    DeclaredDead,
 }
 
 /// The folder of one worker's attempts, held for as long as this lives.
@@ -216,7 +217,6 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let context =
         Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
     client_mode.prepare().await?;
-    let fencing = tokio::spawn(keep_alive(client_mode, endpoint.heartbeat()));
     let pruning = tokio::spawn(keep_pruned(kept_folder(&settings.job.directory), settings.job.keep_for));
     if let Err(error) = crate::spark::installation::Installation::find(&settings.spark) {
         tracing::warn!(%error, "jobs will fail until this is mended");
@@ -225,7 +225,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     tracing::info!(worker, %endpoint, running, directory = %home.path.display(), "the worker is there");
 
     let (sessions, session) = watch::channel(None);
-    let topology = Topology::new(&settings.retry.delays);
+    let topology = Topology::new(&settings.shape());
     let connecting = tokio::spawn(keep_connected(
         endpoint,
         format!("{worker} consume"),
@@ -233,154 +233,61 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         settings.job.run_timeout,
         sessions,
     ));
-    let claimant = Claimant {
-        worker: worker.clone(),
-        max_attempts: settings.retry.max_attempts,
-        max_size: settings.job.max_size,
-    };
-    let jobs = Arc::new(Jobs { context: context.clone(), publisher: publisher.clone(), claimant });
-    let expelled = Arc::new(Expelled(jobs.clone()));
+    let ledger = Ledger::new(&worker, settings.ledger.lease, publisher.clone());
+    let background = [
+        connecting,
+        pruning,
+        tokio::spawn(follow(ledger.clone(), session.clone())),
+        tokio::spawn(keep_fenced(client_mode.clone(), ledger.clone())),
+        tokio::spawn({
+            let ledger = ledger.clone();
+            async move { ledger.keep_renewed().await }
+        }),
+    ];
+    let reader = Reader { worker: worker.clone(), max_size: settings.job.max_size };
+    let history = History::new(publisher.clone(), session.clone());
+    let desk = Desk { publisher: publisher.clone(), ledger: ledger.clone(), history };
+    let assigner =
+        Arc::new(Assigner::new(context.clone(), desk, reader, client_mode.clone(), session.clone()));
     let watchdog = settings.worker.watchdog;
-    tokio::join!(
-        Slots::new(JOBS_QUEUE, jobs, session.clone(), leaving.clone()).serve(running, watchdog),
-        Slots::new(EXPELLED_QUEUE, expelled, session, leaving).serve(1, watchdog),
-    );
+    let mut left = leaving.clone();
+    tokio::select! {
+        () = ledger.ready() => {}
+        _ = left.wait_for(|leaving| *leaving > Leaving::No) => {}
+    }
+    let jobs = Arc::new(Jobs(assigner.clone()));
+    let expelled = Arc::new(Expelled(assigner));
+    let served = async {
+        tokio::join!(
+            Slots::new(JOBS_QUEUE, jobs, session.clone(), leaving.clone()).serve(running, watchdog),
+            Slots::new(EXPELLED_QUEUE, expelled, session, leaving).serve(1, watchdog),
+        )
+    };
+    let dead = tokio::select! {
+        _ = served => false,
+        () = ledger.declared_dead() => true,
+    };
     tracing::info!(worker, "every job is over; the worker leaves");
-    drop((context, publisher));
+    drop((context, publisher, ledger));
+    for task in &background {
+        task.abort();
+    }
+    if dead {
+        return Err(ServiceError::DeclaredDead);
+    }
     lanes.finish(LAST_WORDS).await;
-    connecting.abort();
-    fencing.abort();
-    pruning.abort();
     Ok(())
 }
 
-/// Tells the guard again and again that this process is there. The guard must end everything before a broker that has
-/// not heard of us either gives our jobs to somebody else, which it does after a whole heartbeat.
-async fn keep_alive(backend: Arc<ClientMode>, heartbeat: Duration) {
-    let lease = heartbeat.mul_f32(0.9);
-    loop {
-        if let Some(until) = BootTime::now().checked_add(lease) {
-            backend.alive_until(until).await;
+/// Tells the guard until when drivers may run, whenever the ledger knows it anew.
+async fn keep_fenced(backend: Arc<ClientMode>, ledger: Ledger) {
+    let mut lease_ends = ledger.lease_ends();
+    drop(ledger);
+    while lease_ends.changed().await.is_ok() {
+        let ends = *lease_ends.borrow_and_update();
+        if let Some(ends) = ends {
+            backend.alive_until(ends).await;
         }
-        tokio::time::sleep(heartbeat / 5).await;
-    }
-}
-
-/// Handles jobs.
-struct Jobs {
-    context: Arc<Context>,
-    publisher: Publisher,
-    claimant: Claimant,
-}
-
-impl Jobs {
-    async fn claim(&self, message: Message) -> Option<(Message, Claimed)> {
-        if message.body.len() <= READ_ON_THE_SPOT {
-            let claimed = self.claimant.claim(&message);
-            return Some((message, claimed));
-        }
-        let claimant = self.claimant.clone();
-        let claimed = tokio::task::spawn_blocking(move || {
-            let claimed = claimant.claim(&message);
-            (message, claimed)
-        });
-        match claimed.await {
-            Ok(claimed) => Some(claimed),
-            Err(error) => {
-                tracing::error!(%error, "a delivery could not be read");
-                None
-            }
-        }
-    }
-
-    /// Whoever had the delivery before has lost it, and with it its attempt.
-    async fn count_as_lost(&self, message: &Message, stop: &mut Stop) -> Settled {
-        tracing::warn!(
-            attempt = message.attempt(),
-            "a job came back from a worker or connection that is gone"
-        );
-        let mut heard = None;
-        let counted = self.publisher.count_as_lost(message);
-        tokio::pin!(counted);
-        loop {
-            tokio::select! {
-                () = &mut counted => return Settled::Acknowledge,
-                reason = stop.stronger(heard) => {
-                    if reason == StopReason::DeliveryLost {
-                        return Settled::Leave;
-                    }
-                    heard = Some(reason);
-                }
-            }
-        }
-    }
-
-    async fn conclude(&self, claim: &Claim, message: &Message, attempt: Attempt, mut stop: Stop) -> Settled {
-        // First: the event says where things are kept.
-        let kept = keep(&self.context, &attempt).await;
-        let settled = settle(&self.context, &self.publisher, claim, message, &attempt, &mut stop).await;
-        log_end(claim, &attempt, settled);
-        // Nobody has to wait for this; what a worker's end cuts short goes with the worker's folder.
-        if kept != Kept::NotMoved {
-            tokio::spawn(async move { clean(&attempt).await });
-        }
-        settled
-    }
-}
-
-impl Handler for Jobs {
-    async fn handle(&self, message: Message, mut stop: Stop) -> Settled {
-        if message.came_back() {
-            return self.count_as_lost(&message, &mut stop).await;
-        }
-        let Some((message, claimed)) = self.claim(message).await else { return Settled::Leave };
-        let (claim, attempt) = match claimed {
-            Claimed::Job(claim, job) => {
-                tracing::info!(job_id = %claim.job, attempt = claim.attempt, "a job is taken");
-                let text = message.body.clone();
-                let attempt = run(&self.context, &claim, *job, text, stop.clone()).await;
-                (claim, attempt)
-            }
-            Claimed::Refused(claim, faults) => (claim, refused(faults)),
-            Claimed::Exhausted(claim) => {
-                let attempts = message.failures();
-                (claim, exhausted(attempts))
-            }
-        };
-        self.conclude(&claim, &message, attempt, stop).await
-    }
-}
-
-/// Tells the end of jobs that the broker took out of the queue.
-struct Expelled(Arc<Jobs>);
-
-impl Handler for Expelled {
-    async fn handle(&self, message: Message, stop: Stop) -> Settled {
-        let Some((message, claimed)) = self.0.claim(message).await else { return Settled::Leave };
-        let reason = message.death_reason();
-        let (claim, attempt) = match claimed {
-            Claimed::Refused(claim, faults) => (claim, refused(faults)),
-            Claimed::Job(claim, _) | Claimed::Exhausted(claim) => (claim, expelled(reason.as_deref())),
-        };
-        self.0.conclude(&claim, &message, attempt, stop).await
-    }
-}
-
-fn log_end(claim: &Claim, attempt: &Attempt, settled: Settled) {
-    let (job_id, number) = (&claim.job, claim.attempt);
-    if settled == Settled::Leave {
-        tracing::warn!(%job_id, attempt = number, "the job was lost to the broker and is left to whoever gets it next");
-        return;
-    }
-    match &attempt.end {
-        End::Completed(_) => tracing::info!(%job_id, attempt = number, "completed"),
-        End::Failed { failure, may_pass } => {
-            tracing::warn!(%job_id, attempt = number, class = %failure.class, may_pass, message = failure.message, "failed");
-        }
-        End::Rejected(faults) => tracing::warn!(%job_id, attempt = number, faults = faults.len(), "rejected"),
-        End::Cancelled => tracing::info!(%job_id, attempt = number, "cancelled"),
-        End::GivenBack => tracing::info!(%job_id, attempt = number, "given back"),
-        End::Abandoned => tracing::warn!(%job_id, attempt = number, "abandoned"),
     }
 }
 

@@ -135,8 +135,8 @@ impl DeadQueue {
         let got =
             self.patiently(self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default())).await?;
         Ok(got.map(|got| {
-            let Delivery { data, properties, acker, .. } = got.delivery;
-            let message = Message::new(data, properties);
+            let Delivery { data, properties, acker, redelivered, .. } = got.delivery;
+            let message = Message::new(data, properties, redelivered);
             Held { job: describe(&message), message, acker }
         }))
     }
@@ -195,7 +195,7 @@ fn describe(message: &Message) -> DeadJob {
         message.timestamp().and_then(|seconds| Timestamp::from_second(i64::try_from(seconds).ok()?).ok());
     DeadJob {
         id: message.known_as(),
-        attempt: message.attempt(),
+        attempt: message.told_attempt().unwrap_or(1),
         failure_class: message.text(FAILURE_CLASS_HEADER),
         failure_message: message.text(FAILURE_MESSAGE_HEADER),
         worker: message.text(WORKER_HEADER),

@@ -4,18 +4,32 @@
 //!
 //! This module must not know what is in a body.
 
+use std::time::Duration;
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::event::TraceContext;
 use spark_runtime_protocol::topology::{
     ATTEMPT_HEADER, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER,
-    FIRST_DEATH_QUEUE_HEADER, FIRST_DEATH_REASON_HEADER, JOBS_QUEUE, RETURNS_HEADER, WORKER_HEADER,
+    FIRST_DEATH_QUEUE_HEADER, FIRST_DEATH_REASON_HEADER, JOBS_QUEUE, SEEN_CLAIM_HEADER, SEEN_FOR_HEADER,
+    SEEN_RENEWAL_HEADER, SETTLED_CLAIM_HEADER, WORKER_HEADER,
 };
 
+use super::ledger::record::Position;
+
 /// Headers that belong to one publication of a message and not to its copies.
-const OF_ONE_PUBLICATION: [&str; 4] =
-    [DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, WORKER_HEADER];
+const OF_ONE_PUBLICATION: [&str; 9] = [
+    ATTEMPT_HEADER,
+    DELIVERY_COUNT_HEADER,
+    FAILURE_CLASS_HEADER,
+    FAILURE_MESSAGE_HEADER,
+    WORKER_HEADER,
+    SEEN_CLAIM_HEADER,
+    SEEN_RENEWAL_HEADER,
+    SEEN_FOR_HEADER,
+    SETTLED_CLAIM_HEADER,
+];
 
 /// How many characters of a failure travel in a dead job's header; the event has all of it.
 const LONGEST_WORDS: usize = 1024;
@@ -26,13 +40,29 @@ pub struct Message {
     /// The body, as it came.
     pub body: Vec<u8>,
     properties: BasicProperties,
+    redelivered: bool,
+}
+
+/// What was seen of a job's owner, and for how long nothing else has been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The claim in force.
+    pub claim: Position,
+    /// The owner's last renewal.
+    pub renewal: Position,
+    /// How long this is so when the copy that carries it comes back.
+    pub duration: Duration,
+}
+
+fn settled_claim(claim: Position) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(claim.number()).unwrap_or(i64::MAX))
 }
 
 impl Message {
     /// A message as the client library delivers it.
     #[must_use]
-    pub fn new(body: Vec<u8>, properties: BasicProperties) -> Self {
-        Self { body, properties }
+    pub fn new(body: Vec<u8>, properties: BasicProperties, redelivered: bool) -> Self {
+        Self { body, properties, redelivered }
     }
 
     /// Property `message_id`.
@@ -59,23 +89,32 @@ impl Message {
         TraceContext { traceparent: self.text("traceparent"), tracestate: self.text("tracestate") }
     }
 
-    /// The number of the attempt that this message is for, from 1.
-    #[must_use]
-    pub fn attempt(&self) -> u32 {
-        self.count(ATTEMPT_HEADER).unwrap_or(1).max(1)
-    }
-
-    /// Whether the message was delivered before and came back. How often says little: when a connection is lost, the
-    /// broker may hand the message to every channel on it while it closes them.
+    /// Whether somebody had this delivery before and lost it. A hint: it may be that he never looked at it.
     #[must_use]
     pub fn came_back(&self) -> bool {
-        self.count(DELIVERY_COUNT_HEADER).unwrap_or(0) > 0
+        self.redelivered
     }
 
-    /// How many earlier attempts failed or were lost; those that were given back do not count.
+    /// The attempt that a copy says it is for, or was the last. It decides nothing.
     #[must_use]
-    pub fn failures(&self) -> u32 {
-        (self.attempt() - 1).saturating_sub(self.count(RETURNS_HEADER).unwrap_or(0))
+    pub fn told_attempt(&self) -> Option<u32> {
+        u32::try_from(self.number(ATTEMPT_HEADER)?).ok()
+    }
+
+    /// What whoever delayed this copy had seen of the job's owner.
+    #[must_use]
+    pub fn seen(&self) -> Option<Seen> {
+        Some(Seen {
+            claim: Position::from_number(self.number(SEEN_CLAIM_HEADER)?),
+            renewal: Position::from_number(self.number(SEEN_RENEWAL_HEADER)?),
+            duration: Duration::from_millis(self.number(SEEN_FOR_HEADER)?),
+        })
+    }
+
+    /// The end that an operator wants undone.
+    #[must_use]
+    pub fn undoes(&self) -> Option<Position> {
+        self.number(SETTLED_CLAIM_HEADER).map(Position::from_number)
     }
 
     /// Why the broker took the message out of the queue of jobs, when that was its first death; a copy that has been
@@ -111,39 +150,58 @@ impl Message {
         }
     }
 
-    fn count(&self, name: &str) -> Option<u32> {
+    fn number(&self, name: &str) -> Option<u64> {
         match self.header(name)? {
-            AMQPValue::ShortShortInt(n) => u32::try_from(*n).ok(),
+            AMQPValue::ShortShortInt(n) => u64::try_from(*n).ok(),
             AMQPValue::ShortShortUInt(n) => Some((*n).into()),
-            AMQPValue::ShortInt(n) => u32::try_from(*n).ok(),
+            AMQPValue::ShortInt(n) => u64::try_from(*n).ok(),
             AMQPValue::ShortUInt(n) => Some((*n).into()),
-            AMQPValue::LongInt(n) => u32::try_from(*n).ok(),
-            AMQPValue::LongUInt(n) => Some(*n),
-            AMQPValue::LongLongInt(n) => u32::try_from(*n).ok(),
-            AMQPValue::Timestamp(n) => u32::try_from(*n).ok(),
+            AMQPValue::LongInt(n) => u64::try_from(*n).ok(),
+            AMQPValue::LongUInt(n) => Some((*n).into()),
+            AMQPValue::LongLongInt(n) => u64::try_from(*n).ok(),
             _ => None,
         }
-        // Nobody has tried a job that often; such a number is a mistake or worse.
-        .filter(|count| *count < 1_000_000)
     }
 
-    /// The properties of a copy for the next attempt. The attempt that was under way counts, as given back or not.
+    /// The properties of a copy for the attempt with this number. The number is for people; the ledger counts.
     #[must_use]
-    pub fn for_next_attempt(&self, given_back: bool) -> BasicProperties {
+    pub fn for_attempt(&self, attempt: u32) -> BasicProperties {
         let mut headers = self.own_headers();
-        let returns = self.count(RETURNS_HEADER).unwrap_or(0) + u32::from(given_back);
-        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(self.attempt() + 1));
-        if returns > 0 {
-            headers.insert(RETURNS_HEADER.into(), AMQPValue::LongUInt(returns));
+        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(attempt));
+        self.copied(headers)
+    }
+
+    /// The properties of a copy that waits for the end of an owner's lease.
+    #[must_use]
+    pub fn for_another_look(&self, seen: &Seen) -> BasicProperties {
+        let mut headers = self.own_headers();
+        let duration = u64::try_from(seen.duration.as_millis()).unwrap_or(u64::MAX);
+        for (name, number) in [
+            (SEEN_CLAIM_HEADER, seen.claim.number()),
+            (SEEN_RENEWAL_HEADER, seen.renewal.number()),
+            (SEEN_FOR_HEADER, duration),
+        ] {
+            headers.insert(name.into(), AMQPValue::LongLongInt(i64::try_from(number).unwrap_or(i64::MAX)));
+        }
+        if let Some(claim) = self.undoes() {
+            headers.insert(SETTLED_CLAIM_HEADER.into(), settled_claim(claim));
         }
         self.copied(headers)
     }
 
-    /// The properties of a copy for the dead queue, with what is said about it.
+    /// The properties of a copy for the dead queue, with what is said about it; `claim` is the one by which the job was
+    /// settled, when it was this message that brought it to its end.
     #[must_use]
-    pub fn for_burial(&self, class: &str, words: &str, worker: &str) -> BasicProperties {
+    pub fn for_burial(
+        &self,
+        class: &str,
+        words: &str,
+        worker: &str,
+        claim: Option<Position>,
+        attempt: u32,
+    ) -> BasicProperties {
         let mut headers = self.own_headers();
-        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(self.attempt()));
+        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(attempt));
         // Headers have to fit into one frame, together with those of the publisher.
         let words: String = words.chars().take(LONGEST_WORDS).collect();
         for (name, value) in
@@ -151,15 +209,20 @@ impl Message {
         {
             headers.insert(name.into(), AMQPValue::LongString(value.into()));
         }
+        if let Some(claim) = claim {
+            headers.insert(SETTLED_CLAIM_HEADER.into(), settled_claim(claim));
+        }
         self.copied(headers).with_timestamp(seconds_now())
     }
 
-    /// The properties of a copy that starts from the beginning.
+    /// The properties of a copy that undoes the job's end.
     #[must_use]
     pub fn for_replay(&self) -> BasicProperties {
-        let kept = self.own_headers().inner().clone().into_iter();
-        let fresh = kept.filter(|(name, _)| ![ATTEMPT_HEADER, RETURNS_HEADER].contains(&name.as_str()));
-        self.copied(FieldTable::from(fresh.collect::<std::collections::BTreeMap<_, _>>()))
+        let mut headers = self.own_headers();
+        if let Some(claim) = self.undoes() {
+            headers.insert(SETTLED_CLAIM_HEADER.into(), settled_claim(claim));
+        }
+        self.copied(headers)
     }
 
     /// The publisher's headers: without those that the broker or an earlier worker added.
@@ -220,23 +283,29 @@ mod tests {
         for (name, value) in headers {
             table.insert((*name).into(), value.clone());
         }
-        Message::new(
-            b"{}".to_vec(),
-            BasicProperties::default().with_headers(table).with_message_id("m".into()),
-        )
+        copy(BasicProperties::default().with_headers(table).with_message_id("m".into()))
+    }
+
+    fn copy(properties: BasicProperties) -> Message {
+        Message::new(b"{}".to_vec(), properties, false)
+    }
+
+    fn header_names(properties: &BasicProperties) -> Vec<String> {
+        properties.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn attempts_and_returns_are_counted_from_copy_to_copy() {
-        assert_eq!(message(&[]).attempt(), 1);
-        assert!(message(&[("x-delivery-count", AMQPValue::LongLongInt(7))]).came_back());
-        let third = message(&[("x-attempt", AMQPValue::LongInt(3))]);
-        assert_eq!((third.attempt(), third.failures(), third.came_back()), (3, 2, false));
-        let next = Message::new(Vec::new(), third.for_next_attempt(true));
-        assert_eq!((next.attempt(), next.failures()), (4, 2));
-        let next = Message::new(Vec::new(), next.for_next_attempt(false));
-        assert_eq!((next.attempt(), next.failures()), (5, 3));
-        assert_eq!(Message::new(Vec::new(), next.for_replay()).attempt(), 1);
+    fn what_was_seen_of_an_owner_travels_with_the_copy_and_no_further() {
+        let seen = Seen {
+            claim: Position::new(1 << 40, 3),
+            renewal: Position::new(7, 0),
+            duration: Duration::from_secs(60),
+        };
+        let back = copy(message(&[]).for_another_look(&seen));
+        assert_eq!(back.seen(), Some(seen));
+        assert_eq!(copy(back.for_attempt(2)).seen(), None);
+        let forged = message(&[(SEEN_CLAIM_HEADER, AMQPValue::LongInt(-1))]);
+        assert_eq!(forged.seen(), None);
     }
 
     #[test]
@@ -246,7 +315,7 @@ mod tests {
             if let Some(id) = id {
                 properties = properties.with_message_id(id.into());
             }
-            Message::new(body.to_vec(), properties).known_as()
+            Message::new(body.to_vec(), properties, false).known_as()
         };
         assert_eq!(known_as(br#"{"id": "own"}"#, Some("message")).as_str(), "own");
         assert_eq!(known_as(br#"{"id": null}"#, Some("message")).as_str(), "message");
@@ -256,19 +325,15 @@ mod tests {
     }
 
     #[test]
-    fn a_replayed_job_keeps_what_its_publisher_gave_it_and_forgets_its_first_life() {
-        let dead = message(&[
-            ("mine", AMQPValue::LongInt(7)),
-            ("x-attempt", AMQPValue::LongInt(3)),
-            ("x-returns", AMQPValue::LongInt(1)),
-            ("x-failure-class", AMQPValue::LongString("lost".into())),
-            ("x-worker", AMQPValue::LongString("w".into())),
-        ]);
-        let copy = dead.for_replay();
-        assert_eq!((copy.user_id(), copy.delivery_mode()), (&None, &Some(2)));
-        let names: Vec<_> =
-            copy.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
-        assert_eq!(names, ["mine"]);
+    fn a_replayed_job_keeps_what_its_publisher_gave_it_and_names_the_end_that_it_undoes() {
+        let first = message(&[("mine", AMQPValue::LongInt(7)), ("x-attempt", AMQPValue::LongInt(3))]);
+        let claim = Position::new(9, 1);
+        let dead = copy(first.for_burial("lost", "words", "w", Some(claim), 3));
+        assert_eq!(dead.text("x-failure-message").as_deref(), Some("words"));
+        let replay = dead.for_replay();
+        assert_eq!((replay.user_id(), replay.delivery_mode()), (&None, &Some(2)));
+        assert_eq!(header_names(&replay), ["mine", "x-settled-claim"]);
+        assert_eq!(copy(replay).undoes(), Some(claim));
     }
 
     #[test]
@@ -277,10 +342,16 @@ mod tests {
             AMQPValue::LongInt(-1),
             AMQPValue::LongString("many".into()),
             AMQPValue::Void,
-            AMQPValue::LongLongInt(i64::MAX),
+            AMQPValue::LongLongInt(i64::MIN),
             AMQPValue::Boolean(true),
         ] {
-            assert_eq!(message(&[("x-attempt", value.clone()), ("x-returns", value)]).attempt(), 1);
+            let message = message(&[
+                (SEEN_CLAIM_HEADER, value.clone()),
+                (SEEN_RENEWAL_HEADER, value.clone()),
+                (SEEN_FOR_HEADER, value.clone()),
+                (SETTLED_CLAIM_HEADER, value),
+            ]);
+            assert_eq!((message.seen(), message.undoes()), (None, None));
         }
         assert_eq!(message(&[("traceparent", AMQPValue::LongInt(1))]).trace(), TraceContext::default());
     }
@@ -293,13 +364,11 @@ mod tests {
             ("x-first-death-reason", AMQPValue::LongString("expired".into())),
             ("x-delivery-count", AMQPValue::LongLongInt(3)),
             ("x-failure-class", AMQPValue::LongString("lost".into())),
+            ("x-settled-claim", AMQPValue::LongInt(3)),
+            ("x-attempt", AMQPValue::LongInt(-1)),
         ]);
-        let copy = Message::new(Vec::new(), original.for_next_attempt(false));
-        assert_eq!(copy.message_id(), Some("m"));
-        let names: Vec<_> =
-            copy.properties.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect();
-        assert_eq!(names, ["mine", "x-attempt"]);
-        let buried = Message::new(Vec::new(), original.for_burial("lost", "words", "w"));
-        assert_eq!(buried.text("x-failure-message").as_deref(), Some("words"));
+        let copied = original.for_attempt(2);
+        assert_eq!(header_names(&copied), ["mine", "x-attempt"]);
+        assert_eq!(copy(copied).message_id(), Some("m"));
     }
 }

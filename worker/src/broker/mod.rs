@@ -8,6 +8,7 @@
 
 pub mod backoff;
 pub mod dead;
+pub mod history;
 pub mod ledger;
 pub mod message;
 pub mod publisher;

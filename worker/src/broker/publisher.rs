@@ -12,24 +12,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{self, Object, Pool, RecycleResult};
+use lapin::message::Delivery;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::{CONTENT_TYPE, Event, EventKind, FailureClass};
 use spark_runtime_protocol::topology::{
-    DEAD_EXCHANGE, DELAY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY, RESULTS_EXCHANGE, delay_queue,
+    DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY, LEDGER_EXCHANGE,
+    RESULTS_EXCHANGE, delay_queue,
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::message::Message;
+use super::ledger::record::Position;
+use super::message::{Message, Seen};
 use crate::job::Announce;
 use crate::spark::Awaited;
 
 /// Messages of one key go through one lane; more lanes than a broker has processors for us bring nothing.
 const LANES: usize = 2;
+/// The ledger has a lane of its own, so that no large event is in the way of a renewal.
+const LEDGER_LANE: usize = LANES;
+/// The exchange that hands a message to the queue whose name is the routing key.
+const DEFAULT_EXCHANGE: &str = "";
 /// How many messages of a lane may wait for their confirmation.
 const IN_FLIGHT: usize = 512;
 /// How long a message waits that the broker would not take.
@@ -143,9 +151,9 @@ impl Publisher {
         patience: Duration,
     ) -> Result<(Self, Lanes), managed::BuildError> {
         let channels = ConfirmChannels { endpoint: endpoint.clone(), name, connection: Mutex::new(None) };
-        let pool = Pool::builder(channels).max_size(LANES).build()?;
+        let pool = Pool::builder(channels).max_size(LANES + 1).build()?;
         let mut tasks = JoinSet::new();
-        let lanes = (0..LANES).map(|_| {
+        let lanes = (0..=LEDGER_LANE).map(|_| {
             let (sender, letters) = mpsc::unbounded_channel();
             let again = sender.downgrade();
             tasks
@@ -156,12 +164,21 @@ impl Publisher {
         Ok((Self { lanes }, Lanes(tasks)))
     }
 
-    fn hand_over(&self, lane_key: &str, letter: Letter) {
-        let mut hasher = DefaultHasher::new();
-        lane_key.hash(&mut hasher);
-        let lane = usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0);
+    fn hand_to(&self, lane: usize, letter: Letter) {
         // A lane ends only when every sender is gone, and this is one.
         let _ = self.lanes[lane].send(letter);
+    }
+
+    /// Appends to the ledger, sooner or later; in order as long as the channel lasts.
+    pub fn append(&self, entry: Vec<u8>) {
+        self.hand_to(LEDGER_LANE, ledger_letter(entry, None));
+    }
+
+    /// Appends to the ledger and tells when the broker has it.
+    pub fn append_and_tell(&self, entry: Vec<u8>) -> oneshot::Receiver<()> {
+        let (confirmed, confirmation) = oneshot::channel();
+        self.hand_to(LEDGER_LANE, ledger_letter(entry, Some(confirmed)));
+        confirmation
     }
 
     /// Publishes and waits for the confirmation, for ever if need be. Dropping the future takes the message back if it
@@ -173,47 +190,176 @@ impl Publisher {
         payload: Vec<u8>,
         properties: BasicProperties,
     ) {
-        let (confirmed, confirmation) = oneshot::channel();
-        let lane_key = key.clone();
+        let lane = lane_of(&key);
+        let letter =
+            Letter { exchange, key, mandatory: true, payload, properties, refusals: 0, confirmed: None };
+        self.confirmed(lane, letter).await;
+    }
+
+    /// Offers a copy of a job to workers again, for the attempt with this number.
+    pub async fn give_back(&self, message: &Message, attempt: u32) {
+        let properties = message.for_attempt(attempt);
+        self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
+    }
+
+    /// Offers a copy of a job to workers again after `delay`, which has to be one of the topology's.
+    pub async fn delay(&self, message: &Message, delay: Duration, attempt: u32) {
+        let properties = message.for_attempt(attempt);
+        self.publish(DELAY_EXCHANGE, delay_queue(delay), message.body.clone(), properties).await;
+    }
+
+    /// Offers a copy of a job that somebody has to workers again after `lease`, with what was seen of its owner.
+    pub async fn look_again(&self, message: &Message, lease: Duration, seen: &Seen) {
+        let properties = message.for_another_look(seen);
+        self.publish(DELAY_EXCHANGE, delay_queue(lease), message.body.clone(), properties).await;
+    }
+
+    /// Puts a copy of a job into the dead queue, with what is to be said about it.
+    pub async fn bury(&self, message: &Message, burial: &Burial<'_>) {
+        let Burial { class, words, worker, claim, attempt } = burial;
+        let properties = message.for_burial(class.word(), words, worker, *claim, *attempt);
+        self.publish(DEAD_EXCHANGE, String::new(), message.body.clone(), properties).await;
+    }
+
+    /// Writes an event into the history and waits until the broker has it.
+    pub async fn record(&self, announcement: &Announcement) {
+        let letter = announcement.letter(HISTORY_EXCHANGE, true, None);
+        self.confirmed(lane_of(&announcement.key), letter).await;
+    }
+
+    /// Publishes an event that was made before and waits until the broker has it.
+    pub async fn announce_again(&self, announcement: &Announcement) {
+        let letter = announcement.letter(RESULTS_EXCHANGE, false, None);
+        self.confirmed(lane_of(&announcement.job), letter).await;
+    }
+
+    /// Answers somebody who asked, at the queue that he named; he may be gone.
+    pub async fn answer(&self, queue: &str, correlation: Option<&str>, payload: Vec<u8>) {
+        let mut properties = BasicProperties::default().with_content_type("application/json".into());
+        if let Some(short) = correlation.and_then(|text| ShortString::try_new(text).ok()) {
+            properties = properties.with_correlation_id(short);
+        }
         let letter = Letter {
-            exchange,
-            key,
-            mandatory: true,
+            exchange: DEFAULT_EXCHANGE,
+            key: queue.to_owned(),
+            mandatory: false,
             payload,
             properties,
             refusals: 0,
-            confirmed: Some(confirmed),
+            confirmed: None,
         };
-        self.hand_over(&lane_key, letter);
+        self.confirmed(lane_of(queue), letter).await;
+    }
+
+    async fn confirmed(&self, lane: usize, mut letter: Letter) {
+        let (confirmed, confirmation) = oneshot::channel();
+        letter.confirmed = Some(confirmed);
+        self.hand_to(lane, letter);
         if confirmation.await.is_err() {
             // The runtime is going down. Nobody may take this for a confirmation.
             std::future::pending::<()>().await;
         }
     }
+}
 
-    /// Offers a copy of a job to workers again, without counting the attempt as failed.
-    pub async fn give_back(&self, message: &Message) {
-        let properties = message.for_next_attempt(true);
-        self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
+/// What is to be said about a dead job.
+#[derive(Debug)]
+pub struct Burial<'a> {
+    /// The class of its failure.
+    pub class: FailureClass,
+    /// The failure in words.
+    pub words: &'a str,
+    /// Who gives it up.
+    pub worker: &'a str,
+    /// The claim by which it was settled, when it was.
+    pub claim: Option<Position>,
+    /// The attempt that was the last.
+    pub attempt: u32,
+}
+
+/// An event in its wire form: published again, it is the same to the last byte.
+#[derive(Debug, Clone)]
+pub struct Announcement {
+    id: String,
+    job: String,
+    key: String,
+    payload: Vec<u8>,
+    properties: BasicProperties,
+}
+
+impl Announcement {
+    /// The wire form of an event.
+    #[must_use]
+    pub fn new(kind: EventKind, event: &Event) -> Self {
+        let Letter { key, payload, properties, .. } = event_letter(kind, event, None);
+        Self { id: event.id.clone(), job: event.subject.to_string(), key, payload, properties }
     }
 
-    /// Offers a copy of a job that came back to workers again: the attempt that it came back from counts as failed. A
-    /// copy counts once, however often the broker handed the original around.
-    pub async fn count_as_lost(&self, message: &Message) {
-        let properties = message.for_next_attempt(false);
-        self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
+    /// An event as the history has it.
+    #[must_use]
+    pub fn of_delivery(delivery: &Delivery) -> Option<Self> {
+        let event: Event = serde_json::from_slice(&delivery.data).ok()?;
+        let kind = event.kind()?;
+        Some(Self {
+            id: event.id.clone(),
+            job: event.subject.to_string(),
+            key: Event::routing_key(kind, &event.subject),
+            payload: delivery.data.clone(),
+            properties: event_properties(&event),
+        })
     }
 
-    /// Offers a copy of a job to workers again after `delay`, which has to be one of the topology's.
-    pub async fn delay(&self, message: &Message, delay: Duration) {
-        let properties = message.for_next_attempt(false);
-        self.publish(DELAY_EXCHANGE, delay_queue(delay), message.body.clone(), properties).await;
+    /// The event's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
-    /// Puts a copy of a job into the dead queue, with what is to be said about it.
-    pub async fn bury(&self, message: &Message, class: FailureClass, words: &str, worker: &str) {
-        let properties = message.for_burial(class.word(), words, worker);
-        self.publish(DEAD_EXCHANGE, String::new(), message.body.clone(), properties).await;
+    /// About how many bytes it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.payload.len() + 512
+    }
+
+    /// The event itself.
+    #[must_use]
+    pub fn event(&self) -> Option<Event> {
+        serde_json::from_slice(&self.payload).ok()
+    }
+
+    fn letter(
+        &self,
+        exchange: &'static str,
+        mandatory: bool,
+        confirmed: Option<oneshot::Sender<()>>,
+    ) -> Letter {
+        Letter {
+            exchange,
+            key: self.key.clone(),
+            mandatory,
+            payload: self.payload.clone(),
+            properties: self.properties.clone(),
+            refusals: 0,
+            confirmed,
+        }
+    }
+}
+
+fn lane_of(key: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0)
+}
+
+fn ledger_letter(payload: Vec<u8>, confirmed: Option<oneshot::Sender<()>>) -> Letter {
+    Letter {
+        exchange: LEDGER_EXCHANGE,
+        key: String::new(),
+        mandatory: true,
+        payload,
+        properties: BasicProperties::default().with_delivery_mode(2),
+        refusals: 0,
+        confirmed,
     }
 }
 
@@ -222,38 +368,38 @@ fn event_letter(kind: EventKind, event: &Event, confirmed: Option<oneshot::Sende
         tracing::error!(%error, event = event.id, "an event could not be written");
         Vec::new()
     });
-    let mut properties = BasicProperties::default()
-        .with_content_type(CONTENT_TYPE.into())
-        .with_delivery_mode(2)
-        .with_message_id(event.id.as_str().into())
-        .with_type(event.cloud_event_type.as_str().into());
-    if let Some(correlation) = &event.data.correlation_id {
-        properties = properties.with_correlation_id(correlation.as_str().into());
-    }
     Letter {
         exchange: RESULTS_EXCHANGE,
         key: Event::routing_key(kind, &event.subject),
         mandatory: false,
         payload,
-        properties,
+        properties: event_properties(event),
         refusals: 0,
         confirmed,
     }
 }
 
+fn event_properties(event: &Event) -> BasicProperties {
+    let mut properties = BasicProperties::default()
+        .with_content_type(CONTENT_TYPE.into())
+        .with_delivery_mode(2)
+        .with_message_id(event.id.as_str().into())
+        .with_timestamp(u64::try_from(event.time.as_second()).unwrap_or(0))
+        .with_type(event.cloud_event_type.as_str().into());
+    if let Some(correlation) = &event.data.correlation_id {
+        properties = properties.with_correlation_id(correlation.as_str().into());
+    }
+    properties
+}
+
 impl Announce for Publisher {
     fn announce(&self, kind: EventKind, event: Event) {
-        self.hand_over(event.subject.as_str(), event_letter(kind, &event, None));
+        self.hand_to(lane_of(event.subject.as_str()), event_letter(kind, &event, None));
     }
 
     fn announce_and_wait(&self, kind: EventKind, event: Event) -> Awaited<'_, ()> {
-        let (confirmed, confirmation) = oneshot::channel();
-        self.hand_over(event.subject.as_str(), event_letter(kind, &event, Some(confirmed)));
-        Box::pin(async {
-            if confirmation.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        })
+        let letter = event_letter(kind, &event, None);
+        Box::pin(async move { self.confirmed(lane_of(event.subject.as_str()), letter).await })
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use lapin::{Connection, Event};
 use spark_runtime_protocol::connect::Endpoint;
-use spark_runtime_protocol::topology::Topology;
+use spark_runtime_protocol::topology::{Topology, TopologyError};
 use tokio::sync::watch;
 
 use super::backoff::Backoff;
@@ -23,6 +23,17 @@ pub struct Session {
     pub generation: u64,
     /// The connection.
     pub connection: Arc<Connection>,
+    topology: Arc<Topology>,
+}
+
+impl Session {
+    /// Declares what somebody has deleted under the running worker.
+    ///
+    /// # Errors
+    /// [`TopologyError`].
+    pub async fn declare(&self) -> Result<(), TopologyError> {
+        self.topology.declare(&self.connection).await
+    }
 }
 
 /// Keeps a connection up for ever, with the topology declared; tells `sessions` of every new one and of its end.
@@ -37,6 +48,7 @@ pub async fn keep_connected(
 ) {
     let mut backoff = Backoff::default();
     let mut generation = 0;
+    let topology = Arc::new(topology);
     loop {
         match connect(&endpoint, &name, &topology).await {
             Ok(connection) => {
@@ -47,7 +59,9 @@ pub async fn keep_connected(
                 }
                 tracing::info!(%endpoint, generation, "connected for consuming");
                 let connection = Arc::new(connection);
-                sessions.send_replace(Some(Session { generation, connection: connection.clone() }));
+                let session =
+                    Session { generation, connection: connection.clone(), topology: topology.clone() };
+                sessions.send_replace(Some(session));
                 let reason = tokio::select! {
                     reason = ended(&connection) => reason,
                     () = sessions.closed() => return,

@@ -1,13 +1,14 @@
 //! Slots: each takes one delivery at a time from a queue, on a channel of its own.
 //!
-//! What goes wrong on a channel costs the one job that is on it. While a job runs, its slot keeps listening: the end of
-//! the consumer or the channel means that the broker has taken the delivery back, and the job is told so at once.
+//! What goes wrong on a channel concerns the one delivery that is on it. While a job runs, its slot keeps listening: the
+//! end of the consumer or the channel means that the broker has taken the delivery back. The job goes on, since it is the
+//! ledger that says whose it is; a delivery of it that comes again takes the place of the lost one ([`Hold`]).
 //!
 //! This module must not know what a delivery is about.
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -16,8 +17,8 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
-use tokio::sync::watch;
+use lapin::{Channel, Consumer, ErrorKind};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
@@ -39,10 +40,42 @@ pub enum Leaving {
     Now,
 }
 
+/// A delivery and what belongs to it.
+pub struct Assignment {
+    /// What was delivered.
+    pub message: Message,
+    /// Tells the handler to stop.
+    pub stop: Stop,
+    /// The other end of `stop`, for whoever else has a reason.
+    pub stopper: Stopper,
+    /// What becomes of the delivery meanwhile.
+    pub hold: Arc<Hold>,
+}
+
+/// Whether a delivery is still the slot's that took it.
+#[derive(Debug, Default)]
+pub struct Hold {
+    lost: AtomicBool,
+    replaced: Notify,
+}
+
+impl Hold {
+    /// The broker has taken the delivery back; it will come again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    /// Another delivery has taken the place of the lost one: the slot may go on with something else.
+    pub fn replace(&self) {
+        self.replaced.notify_one();
+    }
+}
+
 /// Does what a delivery asks for.
 pub trait Handler: Send + Sync + 'static {
-    /// Handles one delivery until all is said about it, and tells what is to be done with it. Must heed `stop`.
-    fn handle(&self, message: Message, stop: Stop) -> impl Future<Output = Settled> + Send;
+    /// Handles one delivery until all is said about it, and tells what is to be done with it. Must heed the stop.
+    fn handle(self: Arc<Self>, assignment: Assignment) -> impl Future<Output = Settled> + Send;
 }
 
 /// What all slots of a queue share.
@@ -114,6 +147,11 @@ impl<H: Handler> Slots<H> {
             let consumed = self.consume(&session, number, &mut leaving, &mut backoff).await;
             if let Err(error) = consumed {
                 tracing::warn!(%error, slot = number, queue = self.queue, generation = session.generation, "a slot lost its channel");
+                if is_missing(&error)
+                    && let Err(error) = session.declare().await
+                {
+                    tracing::warn!(%error, queue = self.queue, "the queue is missing and cannot be declared");
+                }
                 backoff.wait().await;
             }
         }
@@ -188,10 +226,9 @@ impl<H: Handler> Slots<H> {
         leaving: &mut watch::Receiver<Leaving>,
         too_late: bool,
     ) -> Result<bool, lapin::Error> {
-        let Delivery { data, properties, acker, .. } = delivery;
+        let Delivery { data, properties, acker, redelivered, .. } = delivery;
         let (stopper, stop) = Stopper::new();
-        let handled = self.handler.handle(Message::new(data, properties), stop);
-        tokio::pin!(handled);
+        let hold = Arc::new(Hold::default());
         // Once the consumer is cancelled by ourselves its end says nothing about the delivery.
         let mut channel_is_good = !too_late;
         if too_late {
@@ -199,20 +236,32 @@ impl<H: Handler> Slots<H> {
         }
         let mut heard = *leaving.borrow_and_update();
         warn_of_leaving(&stopper, heard);
+        let assignment = Assignment {
+            message: Message::new(data, properties, redelivered),
+            stop,
+            stopper: stopper.clone(),
+            hold: hold.clone(),
+        };
+        // A task of its own: it goes on when this slot is replaced.
+        let mut handled = tokio::spawn(self.handler.clone().handle(assignment));
         let settled = loop {
             tokio::select! {
                 biased;
-                settled = &mut handled => break settled,
+                settled = &mut handled => break settled.unwrap_or_else(|error| {
+                    tracing::error!(%error, queue = self.queue, "the handling of a delivery broke off");
+                    Settled::Leave
+                }),
                 lost = consumer.next(), if channel_is_good => {
                     // With a prefetch of one no delivery can come here: this is the consumer's end.
                     let reason = match lost {
                         Some(Err(error)) => error.to_string(),
                         _ => "the broker ended the consumer".to_owned(),
                     };
-                    tracing::warn!(reason, "a delivery is lost; its job is ended");
-                    stopper.stop(StopReason::DeliveryLost);
+                    tracing::warn!(reason, "a delivery is lost; its job goes on");
+                    hold.lost.store(true, Ordering::SeqCst);
                     channel_is_good = false;
                 }
+                () = hold.replaced.notified(), if !channel_is_good => return Ok(false),
                 changed = leaving.changed(), if heard < Leaving::Now => {
                     heard = *leaving.borrow_and_update();
                     // Nobody can tell us to leave any more: do it.
@@ -224,6 +273,8 @@ impl<H: Handler> Slots<H> {
             }
         };
         match settled {
+            // It will come again, and find that all is said.
+            Settled::Acknowledge if hold.is_lost() => Ok(false),
             Settled::Acknowledge => {
                 if heard > Leaving::No && channel_is_good {
                     // An acknowledgement asks for the next delivery, and there is to be none.
@@ -283,6 +334,11 @@ impl<H: Handler> Slots<H> {
         channel.close(200, "asked".into()).await?;
         Ok(ready)
     }
+}
+
+/// Somebody has deleted the queue.
+fn is_missing(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404)
 }
 
 async fn is_leaving(leaving: &mut watch::Receiver<Leaving>) {

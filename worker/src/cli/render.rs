@@ -159,7 +159,7 @@ pub fn phase(event: &Event) -> String {
         EventKind::Rejected => {
             text.push_str(&format!(": {}", count(data.faults.as_ref().map_or(0, Vec::len), "fault")));
         }
-        EventKind::Cancelled => {
+        EventKind::Cancelled | EventKind::Conflict => {
             if let Some(message) = &data.message {
                 text.push_str(&format!(": {}", one_line(message)));
             }

@@ -56,6 +56,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         job: job.id().clone(),
         job_type: Some(job.job_type()),
         attempt: 1,
+        failures: 0,
         worker,
         correlation_id: None,
         trace: TraceContext::default(),

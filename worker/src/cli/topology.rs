@@ -24,7 +24,7 @@ enum Action {
 }
 
 pub(super) async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
-    let topology = Topology::new(&settings.retry.delays);
+    let topology = Topology::new(&settings.shape());
     let connection = settings.endpoint()?.connect("spark-runtime topology").await?;
     let compared = match args.action {
         Action::Declare => topology.declare(&connection).await,

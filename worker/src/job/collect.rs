@@ -93,6 +93,7 @@ pub async fn collect(
         }
         Verdict::Rejected(faults) => End::Rejected(faults),
         Verdict::Stopped(reason) => stopped(reason),
+        Verdict::Interrupted => End::Interrupted,
     }
 }
 
@@ -131,6 +132,7 @@ enum Verdict {
     Failed { failure: Box<Failure>, may_pass: bool },
     Rejected(Vec<Fault>),
     Stopped(StopReason),
+    Interrupted,
 }
 
 /// The settings that a failure's words name.
@@ -151,8 +153,8 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         (failure.exit_code, failure.signal) = (exit_code, signal);
         Verdict::Failed { failure: Box::new(failure), may_pass }
     };
-    if let Some(Cut::Stopped(StopReason::DeliveryLost)) = cut {
-        return Verdict::Stopped(StopReason::DeliveryLost);
+    if let Some(Cut::Stopped(StopReason::OwnershipLost)) = cut {
+        return Verdict::Stopped(StopReason::OwnershipLost);
     }
     match ending.report.take() {
         // Only both together are a success. One that was there before the end was asked for counts; one that came after
@@ -193,8 +195,7 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         None => {}
     }
     if ending.exit.fenced {
-        let message = "the worker did not answer its guard in time, and the guard ended the job";
-        return failed(FailureClass::Infrastructure, message.to_owned(), true);
+        return Verdict::Interrupted;
     }
     if ending.exit.status == ExitStatus::Lost {
         let message = "the guard that ran spark-submit was killed, and the job with it";
@@ -484,8 +485,8 @@ mod tests {
         assert_eq!(stopped(None, StopReason::Cancel), Verdict::Stopped(StopReason::Cancel));
         // Who has lost a job says nothing about it, not even that it is done.
         assert_eq!(
-            stopped(completed(), StopReason::DeliveryLost),
-            Verdict::Stopped(StopReason::DeliveryLost)
+            stopped(completed(), StopReason::OwnershipLost),
+            Verdict::Stopped(StopReason::OwnershipLost)
         );
     }
 

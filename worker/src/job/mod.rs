@@ -1,10 +1,12 @@
-//! The life of a job: claim, (check,) stage, submit, track, collect, settle.
+//! The life of a job: assign, claim, (check,) stage, submit, track, collect, settle.
 //!
 //! [`run`] takes one attempt from the staged files to its end and knows no broker; [`settle`] turns that end into what
 //! is published. `spark-runtime run` and a worker differ only in where the events go.
 //!
-//! This module must not know AMQP: what it needs of the broker are [`Announce`] and the verbs of `broker::publisher`.
+//! This module must not know AMQP: what it needs of the broker are [`Announce`], the ledger, the history and the verbs of
+//! `broker::publisher`.
 
+pub mod assign;
 pub mod check;
 pub mod claim;
 pub mod collect;
@@ -68,6 +70,8 @@ pub struct Claim {
     pub job_type: Option<JobType>,
     /// Counts the times that the job was started, this one included.
     pub attempt: u32,
+    /// How many of the earlier attempts failed or were lost.
+    pub failures: u32,
     /// The worker.
     pub worker: String,
     /// Echoed in events.
@@ -97,8 +101,8 @@ pub enum StopReason {
     GiveBack,
     /// The worker is leaving at once.
     GiveBackNow,
-    /// The broker has given the job to somebody else, or will: nothing of it may go on here.
-    DeliveryLost,
+    /// The job is somebody else's now: nothing of it may go on here.
+    OwnershipLost,
 }
 
 /// Tells an attempt to stop; the strongest reason that was given counts.
@@ -106,7 +110,7 @@ pub enum StopReason {
 pub struct Stop(watch::Receiver<Option<StopReason>>);
 
 /// The other end of a [`Stop`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Stopper(watch::Sender<Option<StopReason>>);
 
 impl Stopper {
@@ -165,6 +169,8 @@ pub enum End {
     Cancelled,
     /// Stopped because the worker leaves.
     GivenBack,
+    /// Ended by the guard, because the worker's lease was over.
+    Interrupted,
     /// Somebody else has the job now: nothing may be said about it.
     Abandoned,
 }
@@ -233,6 +239,9 @@ async fn run_phases(
     stop: &mut Stop,
     course: &mut Course,
 ) -> End {
+    if let Some(reason) = stop.reason() {
+        return submit::stopped(reason);
+    }
     let started = Instant::now();
     let directory = context.directory.join(attempt_folder(claim));
     course.directory = Some(directory.clone());
@@ -384,9 +393,9 @@ mod tests {
         assert_eq!(stop.reason(), None);
         stopper.stop(StopReason::GiveBack);
         assert_eq!(stop.stronger(None).await, StopReason::GiveBack);
-        stopper.stop(StopReason::DeliveryLost);
+        stopper.stop(StopReason::OwnershipLost);
         stopper.stop(StopReason::Cancel);
-        assert_eq!(stop.stronger(Some(StopReason::GiveBack)).await, StopReason::DeliveryLost);
+        assert_eq!(stop.stronger(Some(StopReason::GiveBack)).await, StopReason::OwnershipLost);
     }
 
     #[test]

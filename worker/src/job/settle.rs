@@ -1,29 +1,55 @@
 //! Settling: from the end of an attempt to what is published about it, and to whether the delivery may be acknowledged.
 //!
-//! The order is what keeps promises: a copy of the job (for another attempt, or for the dead queue) is confirmed first,
-//! then the event, and only then is the delivery acknowledged by the caller. Whoever dies in between leaves the job
-//! twice rather than not at all.
+//! The order is what keeps promises. An end is written into the history, then settled in the ledger, and only when that
+//! has been read back as effective is it published; then the delivery is acknowledged by the caller. So a worker that has
+//! lost its job can never announce an end, and whoever finds a settled job can repeat its end. An attempt after which
+//! there is another one releases the job first and then publishes a copy of it: whoever dies in between leaves the
+//! delivery, which comes again.
 //!
 //! This module must not know how a job was run.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spark_runtime_protocol::event::{Event, EventKind, Failure, FailureClass, JobResult};
+use spark_runtime_protocol::event::{Digests, Event, EventKind, Failure, FailureClass, JobResult};
 use spark_runtime_protocol::json::Fault;
 
 use super::submit::plain;
-use super::{Attempt, Claim, Context, Course, End, Stop, StopReason, in_words};
-use crate::broker::message::Message;
-use crate::broker::publisher::Publisher;
+use super::{Attempt, Claim, Context, Course, End, in_words};
+use crate::broker::history::History;
+use crate::broker::ledger::fold::Settled as SettledJob;
+use crate::broker::ledger::record::{Digest, Ending, Reason};
+use crate::broker::ledger::{Held, Ledger, Superseded};
+use crate::broker::message::{Message, Seen};
+use crate::broker::publisher::{Announcement, Burial, Publisher};
+use crate::crash::crash_point;
 
 /// What is to be done with the delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     /// All is said and kept: acknowledge it.
     Acknowledge,
-    /// It belongs to somebody else: leave it alone.
+    /// It is to come again.
     Leave,
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is said; the delivery may go.
+    Said,
+    /// The job is to be looked at anew: it may be somebody else's, or nobody's.
+    LookAgain,
+}
+
+/// Where things are said.
+pub struct Desk {
+    /// Publishes.
+    pub publisher: Publisher,
+    /// Who has which job.
+    pub ledger: Ledger,
+    /// How jobs ended.
+    pub history: History,
 }
 
 /// The terminal event of an attempt's end; `None` for an end that is none of the job's.
@@ -49,7 +75,7 @@ pub fn terminal_event(claim: &Claim, attempt: &Attempt) -> Option<(EventKind, Ev
             let lines = [("INFO", "cancelled on request".to_owned())];
             terminal(claim, EventKind::Cancelled, JobResult::Unknown, course, &lines, |_| {})
         }
-        End::GivenBack | End::Abandoned => return None,
+        End::GivenBack | End::Interrupted | End::Abandoned => return None,
     };
     Some(event)
 }
@@ -98,75 +124,157 @@ fn job_message(time: Timestamp, level: &str, text: &str) -> String {
     format!("{} [{level}] {text}", time.strftime("%Y/%-m/%-d %-H:%M:%S"))
 }
 
-/// Publishes what is to be said of an attempt at the job that `message` brought.
+/// Says what is to be said of an attempt at the job that `message` brought. `connected` tells whether the broker was there
+/// when the attempt ended.
+///
+/// # Errors
+/// The job is somebody else's by now; nothing was said.
 pub async fn settle(
     context: &Context,
-    publisher: &Publisher,
+    desk: &Desk,
     claim: &Claim,
+    held: Held,
     message: &Message,
     attempt: &Attempt,
-    stop: &mut Stop,
-) -> Settled {
-    if stop.reason() == Some(StopReason::DeliveryLost) {
-        return Settled::Leave;
-    }
-    let said = say(context, publisher, claim, message, attempt);
-    tokio::pin!(said);
-    let mut heard = None;
-    loop {
-        tokio::select! {
-            biased;
-            settled = &mut said => return settled,
-            reason = stop.stronger(heard) => {
-                // The broker has offered the job to others: what they find out is what counts.
-                if reason == StopReason::DeliveryLost {
-                    return Settled::Leave;
-                }
-                heard = Some(reason);
-            }
+    connected: bool,
+) -> Result<Outcome, Superseded> {
+    match &attempt.end {
+        End::Abandoned => return Err(Superseded),
+        End::GivenBack => {
+            desk.ledger.release(held, Reason::GivenBack).await?;
+            desk.publisher.give_back(message, claim.attempt + 1).await;
+            let words = "the worker is leaving; another one takes the job".to_owned();
+            announce_retry(context, claim, words, None, Duration::ZERO).await;
+            return Ok(Outcome::Said);
         }
+        End::Interrupted => {
+            // A broker that is away is no fault of the job's. A worker that stands still may be.
+            let (reason, words) = if connected {
+                (Reason::Lost, "the worker did not renew its lease in time, and its guard ended the job")
+            } else {
+                (Reason::Interrupted, "the broker was away for longer than the lease, and the job was ended")
+            };
+            desk.ledger.release(held, reason).await?;
+            announce_retry(context, claim, words.to_owned(), None, Duration::ZERO).await;
+            return Ok(Outcome::LookAgain);
+        }
+        End::Failed { failure, may_pass: true }
+            if claim.failures + 1 < context.settings.retry.max_attempts =>
+        {
+            crash_point("before-release");
+            desk.ledger.release(held, Reason::Failed).await?;
+            crash_point("after-release");
+            retry(context, &desk.publisher, claim, message, failure).await;
+            crash_point("before-ack");
+            return Ok(Outcome::Said);
+        }
+        End::Failed { .. } | End::Rejected(_) | End::Completed(_) | End::Cancelled => {}
     }
+    let Some((kind, event)) = terminal_event(claim, attempt) else { return Err(Superseded) };
+    let Some(ending) = Ending::told_by(kind) else { return Err(Superseded) };
+    let announcement = Announcement::new(kind, &event);
+    crash_point("before-history");
+    desk.history.record(&announcement).await;
+    crash_point("before-settle");
+    let settled_by = held.claim();
+    desk.ledger.settle(held, ending, event.time).await?;
+    crash_point("after-settle");
+    bury(&desk.publisher, &event, message, Some(settled_by)).await;
+    crash_point("before-event");
+    desk.publisher.announce_again(&announcement).await;
+    crash_point("before-ack");
+    Ok(Outcome::Said)
 }
 
-async fn say(
-    context: &Context,
+/// Puts a job that failed for a reason that is not its model's, or was rejected, among the dead.
+async fn bury(
     publisher: &Publisher,
-    claim: &Claim,
+    event: &Event,
     message: &Message,
-    attempt: &Attempt,
-) -> Settled {
-    match &attempt.end {
-        End::Abandoned => return Settled::Leave,
-        End::GivenBack => {
-            publisher.give_back(message).await;
-            let event = claim.event(EventKind::Retrying, |data| {
-                data.message = Some("the worker is leaving; another one takes the job".to_owned());
-                data.next_attempt = Some(claim.attempt + 1);
-                data.delay_ms = Some(0);
-            });
-            context.announce.announce_and_wait(EventKind::Retrying, event).await;
-            return Settled::Acknowledge;
+    claim: Option<crate::broker::ledger::record::Position>,
+) {
+    let data = &event.data;
+    let (class, words) = match (&data.failure, &data.faults) {
+        // What the model itself raised is its owner's to mend, and its owner has the event.
+        (Some(failure), _) if failure.class == FailureClass::Model => return,
+        (Some(failure), _) => (failure.class, failure.message.clone()),
+        (None, Some(faults)) => {
+            (FailureClass::Invalid, faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
         }
-        End::Failed { failure, may_pass } => {
-            if *may_pass && message.failures() + 1 < context.settings.retry.max_attempts {
-                retry(context, publisher, claim, message, failure).await;
-                return Settled::Acknowledge;
-            }
-            // What the model itself raised is its owner's to mend, and its owner has the event.
-            if failure.class != FailureClass::Model {
-                publisher.bury(message, failure.class, &failure.message, &claim.worker).await;
-            }
-        }
-        End::Rejected(faults) => {
-            let words = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            publisher.bury(message, FailureClass::Invalid, &words, &claim.worker).await;
-        }
-        End::Completed(_) | End::Cancelled => {}
+        (None, None) => return,
+    };
+    let burial = Burial { class, words: &words, worker: &data.worker, claim, attempt: data.attempt };
+    publisher.bury(message, &burial).await;
+}
+
+/// Answers a delivery of a job that has ended: with the very event that told its end.
+pub async fn repeat(desk: &Desk, claim: &Claim, settled: &SettledJob, message: &Message) {
+    let kind = settled.ending().event_kind();
+    let id = format!("{}/{}/{}", claim.job, settled.attempt(), kind.word());
+    let announcement = match desk.history.find(&id, settled.at).await {
+        Some(announcement) => announcement,
+        None => Announcement::new(kind, &forgotten(claim, settled)),
+    };
+    // Whoever had this delivery before may not have got as far as this.
+    if message.came_back()
+        && let Some(event) = announcement.event()
+    {
+        bury(&desk.publisher, &event, message, Some(settled.claim)).await;
     }
-    if let Some((kind, event)) = terminal_event(claim, attempt) {
-        context.announce.announce_and_wait(kind, event).await;
-    }
-    Settled::Acknowledge
+    desk.publisher.announce_again(&announcement).await;
+}
+
+/// The end of a job of which the history has nothing more.
+fn forgotten(claim: &Claim, settled: &SettledJob) -> Event {
+    let claim = Claim { attempt: settled.attempt(), ..claim.clone() };
+    let kind = settled.ending().event_kind();
+    claim.event(kind, |data| {
+        data.job_result = Some(JobResult::Unknown);
+        data.message = Some(
+            "the job has ended like this; what else there was to say is no longer in the history".to_owned(),
+        );
+        if kind == EventKind::Failed {
+            let words = "the reason is no longer in the history".to_owned();
+            data.failure = Some(plain(FailureClass::Infrastructure, words));
+        }
+        if kind == EventKind::Rejected {
+            data.faults = Some(Vec::new());
+        }
+    })
+}
+
+/// Tells that there is another job under this id.
+pub async fn conflict(
+    context: &Context,
+    desk: &Desk,
+    claim: &Claim,
+    first: Digest,
+    this: Digest,
+    message: &Message,
+) {
+    let words = format!(
+        "the id belongs to a job with another body (SHA-256 {first}..., this one has {this}...); publish this one under an id \
+         of its own"
+    );
+    let burial = Burial {
+        class: FailureClass::Invalid,
+        words: &words,
+        worker: &claim.worker,
+        claim: None,
+        attempt: 0,
+    };
+    desk.publisher.bury(message, &burial).await;
+    let mut event = claim.event(EventKind::Conflict, |data| {
+        data.message = Some(words.clone());
+        data.digests = Some(Digests { first: first.to_string(), this: this.to_string() });
+    });
+    event.id = format!("{}/{this}", event.id);
+    context.announce.announce_and_wait(EventKind::Conflict, event).await;
+}
+
+/// Offers a job that somebody has to workers again once its owner's lease must be over.
+pub async fn look_again(desk: &Desk, message: &Message, seen: &Seen) {
+    desk.publisher.look_again(message, desk.ledger.lease(), seen).await;
 }
 
 async fn retry(
@@ -177,12 +285,23 @@ async fn retry(
     failure: &Failure,
 ) {
     let delays = &context.settings.retry.delays;
-    let step = usize::try_from(message.failures()).unwrap_or(usize::MAX).min(delays.len().saturating_sub(1));
+    let step = usize::try_from(claim.failures).unwrap_or(usize::MAX).min(delays.len().saturating_sub(1));
     let delay = delays.get(step).copied().unwrap_or(Duration::ZERO);
-    publisher.delay(message, delay).await;
+    publisher.delay(message, delay, claim.attempt + 1).await;
+    let words = format!("{}; the next attempt follows in {}", failure.message, in_words(delay));
+    announce_retry(context, claim, words, Some(failure.clone()), delay).await;
+}
+
+async fn announce_retry(
+    context: &Context,
+    claim: &Claim,
+    words: String,
+    failure: Option<Failure>,
+    delay: Duration,
+) {
     let event = claim.event(EventKind::Retrying, |data| {
-        data.message = Some(format!("{}; the next attempt follows in {}", failure.message, in_words(delay)));
-        data.failure = Some(failure.clone());
+        data.message = Some(words);
+        data.failure = failure;
         data.next_attempt = Some(claim.attempt + 1);
         data.delay_ms = u64::try_from(delay.as_millis()).ok();
     });

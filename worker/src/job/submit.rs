@@ -11,6 +11,7 @@ use tokio::sync::SemaphorePermit;
 use super::stage::Staged;
 use super::{Context, End, Stop, StopReason};
 use crate::spark::argv::CommandLine;
+use crate::spark::guard::LaunchError;
 use crate::spark::{Application, Submission, SubmitError};
 
 /// An application that was started, and its place among those that are starting.
@@ -56,7 +57,7 @@ pub fn stopped(reason: StopReason) -> End {
     match reason {
         StopReason::Cancel => End::Cancelled,
         StopReason::GiveBack | StopReason::GiveBackNow => End::GivenBack,
-        StopReason::DeliveryLost => End::Abandoned,
+        StopReason::OwnershipLost => End::Abandoned,
     }
 }
 
@@ -67,6 +68,9 @@ pub fn broken(message: &str) -> End {
 }
 
 fn failed(error: &SubmitError) -> End {
+    if matches!(error, SubmitError::Launch(LaunchError::Fenced { .. })) {
+        return End::Interrupted;
+    }
     let class = match error {
         SubmitError::Installation(_) | SubmitError::Launch(_) => FailureClass::Submit,
         SubmitError::Directory { .. } => FailureClass::Staging,

@@ -79,8 +79,8 @@ pub async fn track(
         };
         let ending = end(context, submitted.application.as_mut(), stop, cut).await;
         // Who has lost the job meanwhile has nothing to say about it, whatever it was ended for.
-        let cut = if stop.reason() == Some(StopReason::DeliveryLost) {
-            Cut::Stopped(StopReason::DeliveryLost)
+        let cut = if stop.reason() == Some(StopReason::OwnershipLost) {
+            Cut::Stopped(StopReason::OwnershipLost)
         } else {
             cut
         };

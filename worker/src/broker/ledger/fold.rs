@@ -4,12 +4,17 @@
 //! that is all that ownership rests on. So nothing here looks at a clock, at a setting or at who is reading, and a
 //! record whose condition does not hold at its place changes nothing.
 //!
+//! The broker cuts the log off at its old end, so that a reader that starts later does not know all that one knows which was
+//! there before. [`Fold::forget_before`] makes the older one forget the same. What is left to chance by that is a claim
+//! that names one from before the start: it counts, since nobody can still run by the other (the retention is at least
+//! twice as long as a job may run).
+//!
 //! What is kept of a settled job takes less than a hundred bytes: its id by a hash, and what answers a publication of it
 //! that comes again.
 //!
 //! The exhaustive model of the tests runs this very code. This module must not know how records travel.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 
 use sha2::{Digest as _, Sha256};
@@ -38,6 +43,8 @@ pub struct Fold {
     instances: BTreeMap<InstanceId, Instance>,
     open: BTreeMap<JobKey, Open>,
     settled: HashMap<JobKey, Settled>,
+    /// The first place that is known of.
+    start: Option<Position>,
 }
 
 /// A worker instance.
@@ -68,6 +75,8 @@ pub struct Open {
     pub cancelled: bool,
     /// Which of its outputs, by their index, were there before its first attempt.
     pub existing: Box<[u16]>,
+    /// The last record that has changed this.
+    changed: Position,
 }
 
 /// Who has a job, and by what.
@@ -184,6 +193,7 @@ impl Fold {
         sequence: u64,
         record: &Record,
     ) -> Effect {
+        self.start.get_or_insert(position);
         match record {
             Record::Renew { name, lease_ms } => self.renew(position, instance, name, *lease_ms),
             Record::Claim { job, digest, terms, existing, at } => {
@@ -194,10 +204,10 @@ impl Fold {
                 self.settle(JobKey::of(job), instance, *claim, *end, *at)
             }
             Record::Release { job, claim, reason } => {
-                self.release(JobKey::of(job), instance, *claim, *reason)
+                self.release(position, JobKey::of(job), instance, *claim, *reason)
             }
-            Record::Cancel { job, .. } => self.cancel(JobKey::of(job)),
-            Record::Leave => self.leave(instance),
+            Record::Cancel { job, .. } => self.cancel(position, JobKey::of(job)),
+            Record::Leave => self.leave(position, instance),
         }
     }
 
@@ -224,11 +234,14 @@ impl Fold {
 
     /// Drops what a reader that starts now would not know, because the log begins at `start` by now.
     pub fn forget_before(&mut self, start: Position) {
+        self.start = self.start.max(Some(start));
         self.settled.retain(|_, settled| settled.claim >= start);
         if self.settled.len() < self.settled.capacity() / 4 {
             self.settled.shrink_to(self.settled.len() * 2);
         }
-        self.instances.retain(|_, instance| instance.renewal >= start);
+        self.open.retain(|_, open| open.changed >= start);
+        let owners: BTreeSet<_> = self.open.values().filter_map(|open| Some(open.owner?.instance)).collect();
+        self.instances.retain(|id, instance| instance.renewal >= start || owners.contains(id));
     }
 
     fn renew(&mut self, position: Position, instance: InstanceId, name: &str, lease_ms: u32) -> Effect {
@@ -260,6 +273,10 @@ impl Fold {
         }
         let (mut open, superseded) = match (standing, terms) {
             (Standing::Unknown, Terms::Free) => (Open::default(), None),
+            (
+                Standing::Unknown,
+                Terms::Supersedes { claim, .. } | Terms::Replaces { claim } | Terms::Reopens { claim },
+            ) if Some(claim) < self.start => (Open::default(), None),
             (Standing::Open(open), _) if open.digest.is_some_and(|known| known != digest) => {
                 return Effect::Refused(Standing::Open(open));
             }
@@ -298,6 +315,7 @@ impl Fold {
         }
         open.digest = Some(digest);
         open.owner = Some(claimant);
+        open.changed = claimant.claim;
         open.attempts = open.attempts.saturating_add(1).min(u32::MAX >> 2);
         let claimed = open.claimed(claimant, superseded);
         self.open.insert(job, open);
@@ -323,12 +341,20 @@ impl Fold {
         }
     }
 
-    fn release(&mut self, job: JobKey, instance: InstanceId, claim: Position, reason: Reason) -> Effect {
+    fn release(
+        &mut self,
+        position: Position,
+        job: JobKey,
+        instance: InstanceId,
+        claim: Position,
+        reason: Reason,
+    ) -> Effect {
         match self.open.get_mut(&job) {
             Some(open)
                 if open.owner.is_some_and(|owner| owner.claim == claim && owner.instance == instance) =>
             {
                 open.owner = None;
+                open.changed = position;
                 open.failures += u32::from(reason.is_failure());
                 Effect::Released
             }
@@ -336,15 +362,17 @@ impl Fold {
         }
     }
 
-    fn cancel(&mut self, job: JobKey) -> Effect {
+    fn cancel(&mut self, position: Position, job: JobKey) -> Effect {
         if self.settled.contains_key(&job) {
             return Effect::Nothing;
         }
-        self.open.entry(job).or_default().cancelled = true;
+        let open = self.open.entry(job).or_default();
+        open.cancelled = true;
+        open.changed = position;
         Effect::Cancelled
     }
 
-    fn leave(&mut self, instance: InstanceId) -> Effect {
+    fn leave(&mut self, position: Position, instance: InstanceId) -> Effect {
         match self.instances.get_mut(&instance) {
             Some(known) if !known.left => known.left = true,
             _ => return Effect::Nothing,
@@ -353,6 +381,7 @@ impl Fold {
         for (key, open) in &mut self.open {
             if open.owner.is_some_and(|owner| owner.instance == instance) {
                 open.owner = None;
+                open.changed = position;
                 open.failures += 1;
                 freed.push(*key);
             }
@@ -379,6 +408,7 @@ impl Hash for Fold {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.instances.hash(state);
         self.open.hash(state);
+        self.start.hash(state);
         let mut settled: Vec<_> = self.settled.iter().collect();
         settled.sort_unstable_by_key(|(key, _)| **key);
         settled.hash(state);
@@ -587,7 +617,8 @@ mod tests {
         assert_eq!(log.append(2, Record::Leave).1, Effect::Nothing);
         assert_eq!(log.append(1, Record::Leave).1, Effect::Left(vec![JobKey::of(&job())]));
         assert_eq!(log.append(1, Record::Leave).1, Effect::Nothing);
-        assert_eq!(log.open(), Open { owner: None, attempts: 1, failures: 1, ..log.open() });
+        let open = log.open();
+        assert_eq!((open.owner, open.attempts, open.failures), (None, 1, 1));
         assert_eq!(log.settle(1, claim), Effect::Nothing);
         assert_eq!(log.append(1, Record::Renew { name: "w".into(), lease_ms: 1 }).1, Effect::Nothing);
         log.refused(1, Terms::Free);
@@ -658,6 +689,28 @@ mod tests {
         log.fold.forget_before(claim);
         assert!(matches!(log.standing(), Standing::Settled(_)));
         log.fold.forget_before(Position::new(claim.number() >> 8, 1));
+        assert_eq!(log.standing(), Standing::Unknown);
+    }
+
+    #[test]
+    fn a_claim_that_names_one_from_before_the_start_counts() {
+        let mut log = Log { next: 100, ..Log::default() };
+        log.renew(1);
+        let (claim, renewal) = (Position::new(7, 0), Position::new(8, 0));
+        log.claimed(1, Terms::Supersedes { claim, renewal });
+        let later = Position::new(150, 0);
+        let mut other = Log { next: 100, ..Log::default() };
+        other.renew(1);
+        other.refused(1, Terms::Supersedes { claim: later, renewal });
+    }
+
+    #[test]
+    fn jobs_that_nobody_takes_up_again_are_forgotten_with_their_records() {
+        let mut log = Log::default();
+        let (cancel, _) = log.append(9, Record::Cancel { job: job(), at: NOW });
+        log.fold.forget_before(cancel);
+        assert!(log.open().cancelled);
+        log.fold.forget_before(Position::new(1, 0));
         assert_eq!(log.standing(), Standing::Unknown);
     }
 

@@ -32,7 +32,7 @@ const LONGEST_NAME: usize = 128;
 const TIMES: std::ops::Range<u64> = 1_577_836_800_000..4_102_444_800_000;
 
 /// The place of a record in the ledger: the same for everybody who reads it, and never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Position(u64);
 

@@ -1,0 +1,199 @@
+//! Reading the ledger: from its first record at the start, and then for ever on.
+//!
+//! A reader that loses its channel goes on where it was. It writes a renewal each time and expects to read it back: a
+//! stream that was deleted and made again, or cut off under the reader, is noticed by that, and read from its start.
+//!
+//! This module must not know what the records mean.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ErrorKind};
+use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::Ledger;
+use crate::broker::backoff::Backoff;
+use crate::broker::session::Session;
+
+/// Records that may be on their way to the reader.
+const PREFETCH: u16 = 2000;
+/// So many records are acknowledged together.
+const ACKNOWLEDGED_TOGETHER: u32 = 500;
+/// How often the log tells how far the first reading has got.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// A record that the broker has confirmed, and that does not come while nothing else comes either, will not come.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a reading ended.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("{0}")]
+    Broker(#[from] lapin::Error),
+    #[error("the broker ended the consumer")]
+    Ended,
+    #[error(
+        "records from {expected} on were asked for, and the first that came is {found}: the log was cut off under the reader"
+    )]
+    CutOff { expected: u64, found: u64 },
+    #[error("a record that was written does not come: the log is not the one that was read before")]
+    Silent,
+}
+
+impl ReadError {
+    /// Whether what has been read is worth anything.
+    fn voids_the_past(&self) -> bool {
+        matches!(self, Self::CutOff { .. } | Self::Silent)
+    }
+}
+
+/// Reads the ledger for as long as there are sessions.
+pub async fn follow(ledger: Ledger, mut sessions: watch::Receiver<Option<Session>>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let session = match sessions.wait_for(Option::is_some).await {
+            Ok(session) => session.clone(),
+            Err(_) => return,
+        };
+        let Some(session) = session else { continue };
+        let Err(error) = read(&ledger, &session, &mut backoff).await;
+        if error.voids_the_past() {
+            tracing::error!(
+                %error,
+                "the ledger is read from its start; jobs that ended in the part that is gone are no longer known"
+            );
+            ledger.begin_again();
+        } else {
+            tracing::warn!(%error, generation = session.generation, "the ledger cannot be read; trying again");
+        }
+        if is_missing(&error)
+            && let Err(error) = session.declare().await
+        {
+            tracing::warn!(%error, "the ledger's stream is missing and cannot be declared");
+        }
+        backoff.wait().await;
+    }
+}
+
+fn is_missing(error: &ReadError) -> bool {
+    match error {
+        ReadError::Broker(error) => {
+            matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404)
+        }
+        ReadError::Ended => true,
+        _ => false,
+    }
+}
+
+/// The renewal by which a reading knows that it has come to the present.
+struct Mark {
+    written: oneshot::Receiver<()>,
+    read: oneshot::Receiver<super::Effect>,
+    is_written: bool,
+    is_read: bool,
+}
+
+async fn read(
+    ledger: &Ledger,
+    session: &Session,
+    backoff: &mut Backoff,
+) -> Result<std::convert::Infallible, ReadError> {
+    let channel = session.connection.create_channel().await?;
+    let kept = kept(&channel).await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let expected = ledger.state().next_offset;
+    let from = match expected {
+        Some(next) => AMQPValue::LongLongInt(i64::try_from(next).unwrap_or(i64::MAX)),
+        None => AMQPValue::LongString("first".into()),
+    };
+    let mut arguments = FieldTable::default();
+    arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
+    let tag = format!("ledger-{}", session.generation);
+    let mut consumer = channel
+        .basic_consume(LEDGER_STREAM.into(), tag.as_str().into(), BasicConsumeOptions::default(), arguments)
+        .await?;
+    if expected.is_none() {
+        ledger.append_again();
+    }
+    let mut mark = ledger.mark();
+    let mut expected = expected;
+    let mut unacknowledged = 0;
+    let mut records = 0_u64;
+    let (mut heard, mut told) = (Instant::now(), Instant::now());
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            delivery = consumer.next() => delivery.ok_or(ReadError::Ended)??,
+            written = &mut mark.written, if !mark.is_written => {
+                mark.is_written = written.is_ok();
+                heard = Instant::now();
+                continue;
+            }
+            () = tokio::time::sleep_until(heard + PATIENCE), if mark.is_written && !mark.is_read => {
+                return Err(ReadError::Silent);
+            }
+        };
+        heard = Instant::now();
+        let Some(offset) = offset(&delivery) else {
+            tracing::warn!("a message of the ledger came without its offset");
+            continue;
+        };
+        match expected.take() {
+            Some(expected) if offset > expected => return Err(ReadError::CutOff { expected, found: offset }),
+            _ => {}
+        }
+        ledger.take(offset, &delivery.data);
+        records += 1;
+        unacknowledged += 1;
+        if unacknowledged >= ACKNOWLEDGED_TOGETHER {
+            delivery.acker.ack(BasicAckOptions { multiple: true }).await?;
+            unacknowledged = 0;
+        }
+        if !mark.is_read {
+            if mark.read.try_recv().is_ok() {
+                mark.is_read = true;
+                backoff.succeeded();
+                ledger.caught_up();
+            } else if told.elapsed() >= PROGRESS {
+                told = Instant::now();
+                tracing::info!(records, kept, "reading the ledger");
+            }
+        }
+    }
+}
+
+/// About how many records the stream has.
+async fn kept(channel: &Channel) -> Result<u32, lapin::Error> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let declared = channel.queue_declare(LEDGER_STREAM.into(), options, FieldTable::default()).await?;
+    Ok(declared.message_count())
+}
+
+/// The place of a message of a stream.
+#[must_use]
+pub fn offset(delivery: &Delivery) -> Option<u64> {
+    let headers = delivery.properties.headers().as_ref()?;
+    match headers.inner().get(STREAM_OFFSET_HEADER)? {
+        AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
+        AMQPValue::LongInt(offset) => u64::try_from(*offset).ok(),
+        AMQPValue::Timestamp(offset) => Some(*offset),
+        _ => None,
+    }
+}
+
+impl Ledger {
+    /// Writes a renewal that tells when it is written and when it is read.
+    fn mark(&self) -> Mark {
+        let (tell, read) = oneshot::channel();
+        let entry = {
+            let mut state = self.state();
+            self.enlist(&mut state, self.renewal(), Some(tell), None)
+        };
+        let written = self.0.publisher.append_and_tell(entry.encode());
+        Mark { written, read, is_written: false, is_read: false }
+    }
+}

@@ -1,0 +1,300 @@
+//! Assigning: from a delivery to what is done about it. Every delivery of the queues of jobs goes through here.
+//!
+//! A delivery is looked at until all is said about it: claimed and run; answered, when the job has ended; put off, when
+//! another worker has the job; joined with the attempt that runs here, when it takes the place of a lost delivery.
+//!
+//! This module must not know AMQP, nor how a job is run.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::claim::{Candidate, Ownership, Reader, claim};
+use super::settle::{
+    Desk, Outcome, Settled, conflict, exhausted, expelled, look_again, refused, repeat, settle,
+};
+use super::{Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, run};
+use crate::broker::ledger::Held;
+use crate::broker::ledger::fold::{Claimed, JobKey, Open, Standing};
+use crate::broker::message::{Message, Seen};
+use crate::broker::session::Session;
+use crate::broker::slots::{Assignment, Handler, Hold};
+use crate::crash::crash_point;
+use crate::spark::client_mode::ClientMode;
+
+/// A job up to so many bytes is read in well under a millisecond; handing it to another thread would take as long.
+const READ_ON_THE_SPOT: usize = 16 * 1024;
+/// How long a delivery that somebody has lost waits for the ledger to say so: a dead worker's guard tells within a moment.
+const RELEASE_PATIENCE: Duration = Duration::from_millis(2500);
+
+/// What all deliveries of a worker share.
+pub struct Assigner {
+    /// What every attempt shares.
+    pub context: Arc<Context>,
+    /// Where things are said.
+    pub desk: Desk,
+    /// Reads deliveries.
+    pub reader: Reader,
+    /// What is fenced when the lease is over.
+    pub fence: Arc<ClientMode>,
+    /// Tells whether the broker is there.
+    pub sessions: watch::Receiver<Option<Session>>,
+    running: Mutex<HashMap<JobKey, Running>>,
+}
+
+/// A job that is worked on.
+#[derive(Clone)]
+struct Running {
+    hold: Arc<Hold>,
+    stopper: Stopper,
+    over: watch::Receiver<Option<Settled>>,
+}
+
+/// Takes a job off the running ones when the work on it ends, however it does.
+struct Registered<'a> {
+    assigner: &'a Assigner,
+    key: JobKey,
+    over: watch::Sender<Option<Settled>>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.assigner.running().remove(&self.key);
+        // Whoever waits and is told nothing leaves his delivery to come again.
+        self.over.send_if_modified(|over| over.is_none() && over.replace(Settled::Leave).is_none());
+    }
+}
+
+/// Handles the queue of jobs.
+pub struct Jobs(pub Arc<Assigner>);
+
+/// Tells the end of jobs that the broker took out of the queue.
+pub struct Expelled(pub Arc<Assigner>);
+
+impl Handler for Jobs {
+    async fn handle(self: Arc<Self>, assignment: Assignment) -> Settled {
+        self.0.clone().assign(assignment, None).await
+    }
+}
+
+impl Handler for Expelled {
+    async fn handle(self: Arc<Self>, assignment: Assignment) -> Settled {
+        let reason = assignment.message.death_reason().unwrap_or_default();
+        self.0.clone().assign(assignment, Some(reason)).await
+    }
+}
+
+impl Assigner {
+    /// For a worker on which nothing runs yet.
+    #[must_use]
+    pub fn new(
+        context: Arc<Context>,
+        desk: Desk,
+        reader: Reader,
+        fence: Arc<ClientMode>,
+        sessions: watch::Receiver<Option<Session>>,
+    ) -> Self {
+        Self { context, desk, reader, fence, sessions, running: Mutex::default() }
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<JobKey, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what a delivery asks for. `expelled` is the broker's reason for taking it out of the queue of jobs.
+    async fn assign(self: Arc<Self>, assignment: Assignment, expelled: Option<String>) -> Settled {
+        let Assignment { message, mut stop, stopper, hold } = assignment;
+        let Some((message, candidate)) = self.read(message).await else { return Settled::Leave };
+        loop {
+            let asked = claim(&self.desk.ledger, &candidate, &message, &stopper);
+            let ownership = tokio::select! {
+                biased;
+                // A claim that is decided counts, also when the worker is told to leave at the same time.
+                ownership = asked => ownership,
+                _ = stop.stronger(Some(StopReason::Cancel)) => {
+                    self.desk.publisher.give_back(&message, candidate.claim.attempt.max(1)).await;
+                    return Settled::Acknowledge;
+                }
+            };
+            match ownership {
+                Ownership::Ours(held, claimed) => {
+                    crash_point("after-claim");
+                    let work = Work { message: &message, held, claimed, expelled: expelled.as_deref() };
+                    return match self.work(candidate, work, &stop, &stopper, &hold).await {
+                        Outcome::Said => Settled::Acknowledge,
+                        // It comes again, with nothing left of what it was told to stop for.
+                        Outcome::LookAgain => Settled::Leave,
+                    };
+                }
+                Ownership::RunsHere(seen) => {
+                    let key = JobKey::of(&candidate.claim.job);
+                    if let Some(running) = self.take_over(key, &hold) {
+                        return join(running, &mut stop).await;
+                    }
+                    look_again(&self.desk, &message, &seen).await;
+                    return Settled::Acknowledge;
+                }
+                Ownership::Theirs(seen) => {
+                    if message.came_back() && self.is_released(&candidate, &seen).await {
+                        continue;
+                    }
+                    tracing::debug!(job_id = %candidate.claim.job, claim = %seen.claim, "another worker has the job");
+                    look_again(&self.desk, &message, &seen).await;
+                    return Settled::Acknowledge;
+                }
+                Ownership::Settled(settled) => {
+                    tracing::info!(job_id = %candidate.claim.job, "the job has ended before; its end is told again");
+                    repeat(&self.desk, &candidate.claim, &settled, &message).await;
+                    return Settled::Acknowledge;
+                }
+                Ownership::Conflict(first) => {
+                    tracing::warn!(job_id = %candidate.claim.job, %first, "there is another job under this id");
+                    let this = candidate.digest;
+                    conflict(&self.context, &self.desk, &candidate.claim, first, this, &message).await;
+                    return Settled::Acknowledge;
+                }
+            }
+        }
+    }
+
+    async fn read(&self, message: Message) -> Option<(Message, Candidate)> {
+        if message.body.len() <= READ_ON_THE_SPOT {
+            let candidate = self.reader.read(&message);
+            return Some((message, candidate));
+        }
+        let reader = self.reader.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let candidate = reader.read(&message);
+            (message, candidate)
+        });
+        match read.await {
+            Ok(read) => Some(read),
+            Err(error) => {
+                tracing::error!(%error, "a delivery could not be read");
+                None
+            }
+        }
+    }
+
+    /// Whether the job's owner gives it up within a moment.
+    async fn is_released(&self, candidate: &Candidate, seen: &Seen) -> bool {
+        let released = self.desk.ledger.until(JobKey::of(&candidate.claim.job), |standing| match standing {
+            Standing::Open(Open { owner: Some(owner), .. }) if owner.claim == seen.claim => None,
+            _ => Some(()),
+        });
+        tokio::time::timeout(RELEASE_PATIENCE, released).await.is_ok()
+    }
+
+    /// Makes a delivery the one of a job that runs here, when that one's own is lost.
+    fn take_over(&self, key: JobKey, hold: &Arc<Hold>) -> Option<Running> {
+        let mut all = self.running();
+        let running = all.get_mut(&key).filter(|running| running.hold.is_lost())?;
+        let lost = std::mem::replace(&mut running.hold, hold.clone());
+        lost.replace();
+        Some(running.clone())
+    }
+
+    /// Works on a job that is ours until its end, or until it is not ours any more.
+    async fn work(
+        &self,
+        candidate: Candidate,
+        work: Work<'_>,
+        stop: &Stop,
+        stopper: &Stopper,
+        hold: &Arc<Hold>,
+    ) -> Outcome {
+        let Work { message, held, claimed, expelled: reason } = work;
+        let claim = Claim { attempt: claimed.attempt, failures: claimed.failures, ..candidate.claim };
+        let (over, watching) = watch::channel(None);
+        let key = JobKey::of(&claim.job);
+        let running = Running { hold: hold.clone(), stopper: stopper.clone(), over: watching };
+        self.running().insert(key, running);
+        let registered = Registered { assigner: self, key, over };
+
+        let attempt = match candidate.content {
+            Err(faults) => refused(faults),
+            Ok(_) if claimed.failures >= self.context.settings.retry.max_attempts => {
+                exhausted(claimed.failures)
+            }
+            Ok(_) if reason.is_some() => expelled(reason.filter(|reason| !reason.is_empty())),
+            Ok(job) => {
+                tracing::info!(job_id = %claim.job, attempt = claim.attempt, "a job is taken");
+                let mut waiting = stop.clone();
+                let ends = tokio::select! {
+                    ends = self.desk.ledger.assured_lease() => Some(ends),
+                    _ = waiting.stronger(None) => None,
+                };
+                if let Some(ends) = ends {
+                    self.fence.alive_until(ends).await;
+                }
+                run(&self.context, &claim, *job, message.body.clone(), stop.clone()).await
+            }
+        };
+        let outcome = self.conclude(&claim, held, message, attempt).await;
+        if outcome == Outcome::Said {
+            registered.over.send_replace(Some(Settled::Acknowledge));
+        }
+        outcome
+    }
+
+    async fn conclude(&self, claim: &Claim, held: Held, message: &Message, attempt: Attempt) -> Outcome {
+        let connected = self.sessions.borrow().is_some();
+        // First: the event says where things are kept.
+        let kept = keep(&self.context, &attempt).await;
+        let settled = settle(&self.context, &self.desk, claim, held, message, &attempt, connected).await;
+        log_end(claim, &attempt, settled.is_ok());
+        // Nobody has to wait for this; what a worker's end cuts short goes with the worker's folder.
+        if kept != Kept::NotMoved {
+            tokio::spawn(async move { clean(&attempt).await });
+        }
+        settled.unwrap_or(Outcome::LookAgain)
+    }
+}
+
+/// A job that is ours.
+struct Work<'a> {
+    message: &'a Message,
+    held: Held,
+    claimed: Claimed,
+    expelled: Option<&'a str>,
+}
+
+/// Waits for the end of a job that runs here by another delivery, and hands on what this one is told meanwhile.
+async fn join(mut running: Running, stop: &mut Stop) -> Settled {
+    let mut heard = None;
+    loop {
+        tokio::select! {
+            biased;
+            over = running.over.wait_for(Option::is_some) => {
+                return over.ok().and_then(|over| *over).unwrap_or(Settled::Leave);
+            }
+            reason = stop.stronger(heard) => {
+                heard = Some(reason);
+                running.stopper.stop(reason);
+            }
+        }
+    }
+}
+
+fn log_end(claim: &Claim, attempt: &Attempt, said: bool) {
+    let (job_id, number) = (&claim.job, claim.attempt);
+    if !said {
+        tracing::warn!(%job_id, attempt = number, "the job is another worker's by now; nothing is said about it");
+        return;
+    }
+    match &attempt.end {
+        End::Completed(_) => tracing::info!(%job_id, attempt = number, "completed"),
+        End::Failed { failure, may_pass } => {
+            tracing::warn!(%job_id, attempt = number, class = %failure.class, may_pass, message = failure.message, "failed");
+        }
+        End::Rejected(faults) => tracing::warn!(%job_id, attempt = number, faults = faults.len(), "rejected"),
+        End::Cancelled => tracing::info!(%job_id, attempt = number, "cancelled"),
+        End::GivenBack => tracing::info!(%job_id, attempt = number, "given back"),
+        End::Interrupted => {
+            tracing::warn!(%job_id, attempt = number, "the lease was over; the job runs again")
+        }
+        End::Abandoned => tracing::warn!(%job_id, attempt = number, "abandoned"),
+    }
+}
