@@ -17,8 +17,11 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
 use nix::unistd::Pid;
+use spark_runtime_worker::config::SparkSettings;
+use spark_runtime_worker::spark::client_mode::ClientMode;
 use spark_runtime_worker::spark::guard::{
-    BootTime, Exit, ExitStatus, Guard, GuardError, Launch, LaunchError, Running, Step,
+    BootTime, Exit, ExitStatus, Guard, GuardError, LastWill, LastWillError, Launch, LaunchError, Running,
+    Step,
 };
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -543,12 +546,17 @@ async fn a_worker_that_speaks_nonsense_is_taken_for_dead() {
         [&b"\xff\xfe not json"[..], b"{\"launch\":{\"id\":-1}}", b"[]", &[b'['; 8192], &[b'x'; 100_000]]
     {
         let (near, mut guard) = guard_by_hand();
+        let heard = scene.path("heard");
+        let will = ["/bin/sh", "-c", r#"echo will >>"$0""#, heard.to_str().unwrap()];
+        send_by_hand(&near, b"\"last_will\"", [60_000, 3, 0], &will);
         launch_by_hand(&near, &scene);
         scene.until_there_are(1);
         sendmsg::<()>(near.as_raw_fd(), &[std::io::IoSlice::new(nonsense)], &[], MsgFlags::empty(), None)
             .unwrap();
         assert!(guard.wait().unwrap().success(), "it goes in good order");
         scene.nothing_is_left();
+        assert_eq!(fs::read_to_string(&heard).unwrap(), "will\n");
+        fs::remove_file(&heard).unwrap();
     }
 }
 
@@ -564,22 +572,24 @@ fn guard_by_hand() -> (OwnedFd, Child) {
 }
 
 fn launch_by_hand(near: &OwnedFd, scene: &Scene) {
-    let mut texts = Vec::new();
-    for number in [1000_u64, 1, 1] {
-        texts.extend(number.to_le_bytes());
-    }
     let (stdout, stderr) = (scene.path("stdout"), scene.path("stderr"));
     let environment = format!("{MARK}={}", scene.mark);
-    for text in [stdout.to_str().unwrap(), stderr.to_str().unwrap(), "/", "/bin/sleep", "1000", &environment]
-    {
-        texts.extend(text.bytes());
-        texts.push(0);
+    let texts = [stdout.to_str().unwrap(), stderr.to_str().unwrap(), "/", "/bin/sleep", "1000", &environment];
+    send_by_hand(near, br#"{"launch":{"id":1}}"#, [1000, 1, 1], &texts);
+}
+
+/// Sends a command with a memory file.
+fn send_by_hand(near: &OwnedFd, command: &[u8], head: [u64; 3], texts: &[&str]) {
+    let mut bytes: Vec<u8> = head.iter().flat_map(|number| number.to_le_bytes()).collect();
+    for text in texts {
+        bytes.extend(text.bytes());
+        bytes.push(0);
     }
-    let mut file = fs::File::from(memfd_create(c"launch", MFdFlags::MFD_CLOEXEC).unwrap());
-    file.write_all(&texts).unwrap();
+    let mut file = fs::File::from(memfd_create(c"texts", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.write_all(&bytes).unwrap();
     let descriptors = [file.as_raw_fd()];
-    let message = [std::io::IoSlice::new(br#"{"launch":{"id":1}}"#)];
     let rights = [ControlMessage::ScmRights(&descriptors)];
+    let message = [std::io::IoSlice::new(command)];
     sendmsg::<()>(near.as_raw_fd(), &message, &rights, MsgFlags::empty(), None).unwrap();
 }
 
@@ -726,10 +736,16 @@ struct StandIn {
 
 impl StandIn {
     fn start(scene: &Scene, role: &str) -> StandIn {
+        StandIn::start_and_log(scene, role, Stdio::inherit())
+    }
+
+    /// What it and its guard log goes to `log`.
+    fn start_and_log(scene: &Scene, role: &str, log: impl Into<Stdio>) -> StandIn {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "stand_in_for_a_worker", "--ignored", "--nocapture"])
             .env(STAND_IN, format!("{role} {} {}", scene.mark, scene.folder.path().display()))
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let said = BufReader::new(process.stdout.take().unwrap());
@@ -814,6 +830,90 @@ fn stand_in_for_a_worker() {
                 let exit = guard.launch(launch(eater)).await.unwrap().exited().await;
                 println!("eaten {:?} {} {}", exit.status, exit.oom_killed, guard.pid().is_some());
             }
+            "will" => {
+                let mut trees = Vec::new();
+                for _ in 0..WILL_TREES {
+                    trees.push(guard.launch(launch(TREE)).await.unwrap());
+                }
+                until(|| marked(mark).len() >= WILL_TREES * TREE_SIZE, || "the trees are not there".into());
+                let mut processes = marked(mark);
+                processes.extend(children(pid_of(&guard)));
+                let earlier = will_in(Path::new(folder), "touch earlier", &[]);
+                guard.last_will(&earlier).await.unwrap();
+                guard.last_will(&will_in(Path::new(folder), WILL, &processes)).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "no-will" => {
+                let _running = guard.launch(launch(TREE)).await.unwrap();
+                guard.last_will(&will_in(Path::new(folder), WILL, &[])).await.unwrap();
+                guard.no_last_will().await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "quick-will" => {
+                let _running = guard.launch(launch("sleep 1000")).await.unwrap();
+                guard.last_will(&will_in(Path::new(folder), "echo done >done", &[])).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "slow-will" => {
+                let script =
+                    r#"trap "" TERM HUP; setsid sleep 1000 & (setsid sleep 1000 &); touch begun; sleep 1000"#;
+                let will = will_in(Path::new(folder), script, &[]);
+                let environment = vec![("PATH".into(), "/usr/bin:/bin".into()), (MARK.into(), mark.into())];
+                let will = LastWill { environment, patience: WILL_PATIENCE, ..will };
+                guard.last_will(&will).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "fenced-will" => {
+                let _running = guard.launch(launch(TREE)).await.unwrap();
+                let script = format!("grep ^State /proc/{}/status >>done", std::process::id());
+                guard.alive_until(BootTime::now().checked_add(Duration::from_millis(300)));
+                // It has gone out when this has, which goes out behind it.
+                guard.last_will(&will_in(Path::new(folder), &script, &[])).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "own-will" => {
+                drop(guard);
+                let (copy, model) =
+                    (Path::new(folder).join("spark-runtime"), Path::new(folder).join("model.py"));
+                fs::copy(binary(), &copy).unwrap();
+                fs::write(&model, "def model(): pass\n").unwrap();
+                let guard = Guard::start(&copy).await.unwrap();
+                fs::remove_file(&copy).unwrap();
+                fs::write(&copy, "another program").unwrap();
+                let out = Path::new(folder).join("job.json");
+                let arguments =
+                    ["new".into(), model.into(), "--metrics=f".into(), "--out".into(), out.into()];
+                let will = will_in(Path::new(folder), "", &[]);
+                let will = LastWill { program: None, arguments: arguments.into(), ..will };
+                guard.last_will(&will).await.unwrap();
+                println!("guard {}", guard.pid().unwrap());
+                std::future::pending::<()>().await;
+            }
+            "next-guards-will" => {
+                drop(guard);
+                until(|| children(std::process::id().cast_signed()).is_empty(), || "a guard stayed".into());
+                let backend = client_mode();
+                backend.last_will(will_in(Path::new(folder), "echo done >>done", &[])).await.unwrap();
+                backend.prepare().await.unwrap();
+                let first = children(std::process::id().cast_signed())[0];
+                signal(first, Signal::SIGKILL);
+                until(|| !alive(first), || "the guard stayed".into());
+                let next = loop {
+                    backend.prepare().await.unwrap();
+                    let guards = children(std::process::id().cast_signed());
+                    match guards.iter().find(|guard| **guard != first) {
+                        Some(next) => break *next,
+                        None => tokio::task::yield_now().await,
+                    }
+                };
+                println!("guard {next}");
+                std::future::pending::<()>().await;
+            }
             other => panic!("unknown role {other}"),
         }
     });
@@ -891,6 +991,185 @@ async fn fifty_kills_at_random_phases_leave_no_orphan() {
             until(|| !alive(guard), || format!("the guard stayed in round {round}"));
         }
     }
+}
+
+/// Trees that hold a last will up.
+const WILL_TREES: usize = 8;
+const WILL_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Writes down which processes of its arguments are there, and what it was given.
+const WILL: &str = r#"
+for pid; do [ -e /proc/$pid ] && echo $pid; done >left
+cat >input
+tr '\0' '\n' </proc/$$/cmdline >cmdline
+tr '\0' '\n' </proc/$$/environ >environ
+cp /proc/$PPID/cmdline guard-cmdline
+cp /proc/$PPID/environ guard-environ
+ls -l /proc/$$/fd >descriptors
+ps -o pid=,pgid= -p $$ | tr -s ' ' >group
+mv group done
+"#;
+
+fn secret(folder: &Path) -> String {
+    let line = format!("secret of {}\n", folder.display());
+    line.repeat(100_000 / line.len())
+}
+
+fn will_in(folder: &Path, script: &str, processes: &[i32]) -> LastWill {
+    let script = format!("cd '{}'\n{script}", folder.display());
+    let mut arguments: Vec<OsString> = vec!["-c".into(), script.into(), "sh".into()];
+    arguments.extend(processes.iter().map(|pid| OsString::from(pid.to_string())));
+    LastWill {
+        program: Some("/bin/sh".into()),
+        arguments,
+        environment: vec![("PATH".into(), "/usr/bin:/bin".into()), ("GIVEN".into(), "a b".into())],
+        input: secret(folder).into(),
+        patience: PATIENCE,
+    }
+}
+
+fn client_mode() -> ClientMode {
+    let settings = SparkSettings {
+        home: None,
+        submit: Some("/bin/true".into()),
+        master: "local".into(),
+        python: None,
+        policy: None,
+        environment: Default::default(),
+        pass_environment: Vec::new(),
+    };
+    ClientMode::new(&settings, 1 << 20, binary().into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_will_of_a_killed_worker_is_carried_out_when_the_last_process_of_every_tree_is_gone() {
+    let scene = Scene::new().await;
+    let log = fs::File::create(scene.path("log")).unwrap();
+    let mut worker = StandIn::start_and_log(&scene, "will", log);
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    worker.kill();
+    until(|| !alive(guard), || "the guard stayed".into());
+    scene.nothing_is_left();
+    let read = |name: &str| fs::read_to_string(scene.path(name)).unwrap();
+    assert_eq!(read("left"), "", "processes that the will has seen alive");
+    let done = read("done");
+    let [pid, group] = done.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{done}") };
+    assert_eq!(pid, group, "it has a process group of its own");
+    assert_eq!(read("environ"), "PATH=/usr/bin:/bin\nGIVEN=a b\n");
+    assert!(!scene.path("earlier").exists(), "a later will takes the place of an earlier one");
+
+    let secret = secret(scene.folder.path());
+    assert!(secret.len() > 90_000 && read("input") == secret, "the input arrives whole");
+    let line = secret.lines().next().unwrap();
+    for place in ["cmdline", "guard-cmdline", "guard-environ", "log"] {
+        assert!(!read(place).contains(line), "{place}");
+    }
+    assert!(read("cmdline").starts_with("/bin/sh\n-c\n"), "the right process was looked at");
+    let descriptors = read("descriptors").matches("->").count();
+    assert!((3..=4).contains(&descriptors), "0, 1, 2 and the shell's own: {}", read("descriptors"));
+    assert!(read("log").contains("last will was carried out"), "{}", read("log"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_will_is_carried_out_as_soon_as_its_worker_is_gone() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "quick-will");
+    let _: i32 = worker.wait_for("guard ").parse().unwrap();
+    let began = Instant::now();
+    worker.kill();
+    until(|| scene.path("done").exists(), || "the will was not carried out".into());
+    // Milliseconds on a machine that is idle; nothing in it waits for a time.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_will_that_was_taken_back_is_not_carried_out() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "no-will");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    worker.kill();
+    until(|| !alive(guard), || "the guard stayed".into());
+    scene.nothing_is_left();
+    assert!(!scene.path("left").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_guard_takes_the_last_will_along() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "will");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    let shims = children(guard);
+    signal(worker.pid(), Signal::SIGSTOP);
+    signal(guard, Signal::SIGKILL);
+    worker.kill();
+    scene.until_none_is_left();
+    until(|| !shims.iter().any(|shim| alive(*shim)), || "a shim stayed".into());
+    assert!(!scene.path("left").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_will_that_takes_too_long_is_ended_and_leaves_nothing() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "slow-will");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    let began = Instant::now();
+    worker.kill();
+    until(|| scene.path("begun").exists(), || "the will was not carried out".into());
+    until(|| !alive(guard), || "the guard stayed".into());
+    scene.nothing_is_left();
+    assert!(began.elapsed() >= WILL_PATIENCE, "not before its time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_fenced_and_not_gone_keeps_its_last_will() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "fenced-will");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    signal(worker.pid(), Signal::SIGSTOP);
+    until(|| children(guard).is_empty(), || "the fence did not come".into());
+    scene.nothing_is_left();
+    worker.kill();
+    until(|| !alive(guard), || "the guard stayed".into());
+    let states = fs::read_to_string(scene.path("done")).unwrap_or_default();
+    assert!(!states.contains('T'), "carried out once, and not while the worker was there: {states}");
+    assert!(scene.path("done").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_will_may_be_the_guards_own_executable_even_when_that_was_replaced() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "own-will");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    worker.kill();
+    until(|| !alive(guard), || "the guard stayed".into());
+    let job = fs::read_to_string(scene.path("job.json")).unwrap();
+    assert!(job.contains("def model()"), "{job}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_guard_that_comes_after_a_lost_one_is_given_the_last_will() {
+    let scene = Scene::new().await;
+    let mut worker = StandIn::start(&scene, "next-guards-will");
+    let guard: i32 = worker.wait_for("guard ").parse().unwrap();
+    assert!(!scene.path("done").exists(), "the one that was killed took it along");
+    worker.kill();
+    until(|| !alive(guard), || "the guard stayed".into());
+    assert_eq!(fs::read_to_string(scene.path("done")).unwrap(), "done\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_will_is_refused_when_it_cannot_be_kept_and_never_shows_what_is_secret() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let will = will_in(scene.folder.path(), "exit 0", &[]);
+    let shown = format!("{will:?}");
+    assert!(shown.contains("/bin/sh") && !shown.contains("secret") && !shown.contains("GIVEN"), "{shown}");
+    let nul = LastWill { arguments: vec!["a\0b".into()], ..will.clone() };
+    assert!(matches!(guard.last_will(&nul).await, Err(LastWillError::Nul { part: "argument" })));
+    guard.abandon();
+    in_time(guard.lost()).await;
+    assert!(matches!(guard.last_will(&will).await, Err(LastWillError::GuardLost)));
+    assert!(matches!(guard.no_last_will().await, Err(LastWillError::GuardLost)));
 }
 
 /// A memory cgroup of 128 MiB, if the machine lets us make one.

@@ -13,7 +13,7 @@ use spark_runtime_protocol::asset::DRIVER;
 use tokio::sync::Mutex;
 
 use super::argv::properties_file;
-use super::guard::{Guard, Launch, LaunchError, Running};
+use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, LaunchError, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
 use super::report::{Reports, SOCKET, Word};
@@ -34,15 +34,22 @@ pub struct ClientMode {
     settings: SparkSettings,
     log_limit: u64,
     executable: PathBuf,
-    /// The guard in use; another one is started when it is gone.
-    guard: Mutex<Option<Guard>>,
+    guarded: Mutex<Guarded>,
+}
+
+/// The guard in use, and what the next one is told when it is gone.
+#[derive(Default)]
+struct Guarded {
+    guard: Option<Guard>,
+    until: Option<BootTime>,
+    will: Option<LastWill>,
 }
 
 impl ClientMode {
     /// A back end whose guards are processes of `executable`, and that keeps `log_limit` bytes of each log.
     #[must_use]
     pub fn new(settings: &SparkSettings, log_limit: u64, executable: PathBuf) -> Self {
-        Self { settings: settings.clone(), log_limit, executable, guard: Mutex::new(None) }
+        Self { settings: settings.clone(), log_limit, executable, guarded: Mutex::default() }
     }
 
     /// Starts the guard now rather than with the first job.
@@ -53,25 +60,66 @@ impl ClientMode {
         self.guard().await.map(drop)
     }
 
-    /// Lets the guard end everything by itself when this process has not said otherwise by `until`.
-    pub async fn alive_until(&self, until: super::guard::BootTime) {
-        if let Some(guard) = &*self.guard.lock().await {
+    /// Lets the guard, and any that comes after it, end everything by itself when this process has not said otherwise by
+    /// `until`.
+    pub async fn alive_until(&self, until: BootTime) {
+        let mut guarded = self.guarded.lock().await;
+        guarded.until = Some(until);
+        if let Some(guard) = &guarded.guard {
             guard.alive_until(Some(until));
         }
     }
 
+    /// Leaves a last will with the guard and with any that comes after it, in place of any other. When this returns, it
+    /// is carried out even if this process dies at once; unless there is no guard yet, and so nothing that was started.
+    ///
+    /// # Errors
+    /// The guard of the moment does not have it; the next one will. Where that guard was lost, there is nothing to be
+    /// carried out.
+    pub async fn last_will(&self, will: LastWill) -> Result<(), LastWillError> {
+        let mut guarded = self.guarded.lock().await;
+        let left = match &guarded.guard {
+            Some(guard) => guard.last_will(&will).await,
+            None => Ok(()),
+        };
+        guarded.will = Some(will);
+        left
+    }
+
+    /// Takes the last will back, as is done when this process leaves in good order.
+    ///
+    /// # Errors
+    /// The guard was not told. Where it was lost, there is nothing to be carried out.
+    pub async fn no_last_will(&self) -> Result<(), LastWillError> {
+        let mut guarded = self.guarded.lock().await;
+        guarded.will = None;
+        match &guarded.guard {
+            Some(guard) => guard.no_last_will().await,
+            None => Ok(()),
+        }
+    }
+
     async fn guard(&self) -> Result<Guard, SubmitError> {
-        let mut current = self.guard.lock().await;
-        if let Some(guard) = &*current
+        let mut guarded = self.guarded.lock().await;
+        if let Some(guard) = &guarded.guard
             && guard.pid().is_some()
         {
             return Ok(guard.clone());
         }
-        if current.is_some() {
+        if guarded.guard.is_some() {
             tracing::warn!("the guard is gone; a new one is started");
         }
         let guard = Guard::start(&self.executable).await?;
-        *current = Some(guard.clone());
+        if let Some(until) = guarded.until {
+            guard.alive_until(Some(until));
+        }
+        if let Some(will) = &guarded.will
+            && let Err(error) = guard.last_will(will).await
+        {
+            // It costs time alone: whoever waits for this process to be gone waits longer.
+            tracing::warn!(%error, "the new guard has no last will");
+        }
+        guarded.guard = Some(guard.clone());
         Ok(guard)
     }
 

@@ -23,8 +23,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::process::{self, Reaped};
 use super::shim;
-use super::wire::{self, Command, Ending, LaunchWriter, Received, Report};
-use super::{BootTime, Exit, ExitStatus, GuardError, Launch, LaunchError, Step};
+use super::wire::{self, Command, Ending, Received, Report, TextsWriter};
+use super::{BootTime, Exit, ExitStatus, GuardError, LastWill, LastWillError, Launch, LaunchError, Step};
 
 /// A guard that is well answers within some milliseconds.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +64,8 @@ pub struct Running {
 struct Outgoing {
     command: Command,
     attached: Option<OwnedFd>,
+    /// Where somebody waits until it has been sent. Dropped without a word when the guard is gone.
+    sent: Option<oneshot::Sender<io::Result<()>>>,
 }
 
 /// What guards and runnings hold on to.
@@ -197,6 +199,36 @@ impl Guard {
         self.link.until.send_replace(until);
     }
 
+    /// Leaves a last will with the guard, in place of any other. When this returns, the guard will carry it out even
+    /// if this process dies at once.
+    ///
+    /// # Errors
+    /// The guard does not have it; an earlier one may be in force still.
+    pub async fn last_will(&self, will: &LastWill) -> Result<(), LastWillError> {
+        let texts = write_will_down(will)?;
+        self.settle(Command::LastWill, Some(texts)).await
+    }
+
+    /// Takes the last will back, as a worker does that leaves in good order. That there is none is no error.
+    ///
+    /// # Errors
+    /// The guard was not told. A guard that was lost carries nothing out either.
+    pub async fn no_last_will(&self) -> Result<(), LastWillError> {
+        self.settle(Command::NoLastWill, None).await
+    }
+
+    /// Sends a command and waits until it is on its way.
+    async fn settle(&self, command: Command, attached: Option<OwnedFd>) -> Result<(), LastWillError> {
+        let (sender, sent) = oneshot::channel();
+        // A message that cannot be sent any more drops its sender.
+        let _ = self.link.outgoing.send(Outgoing { command, attached, sent: Some(sender) });
+        match sent.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(LastWillError::Handover { source }),
+            Err(_) => Err(LastWillError::GuardLost),
+        }
+    }
+
     /// Kills the guard, and thereby every tree. For a guard that does not answer; [`lost`](Self::lost) tells when all
     /// are gone.
     pub fn abandon(&self) {
@@ -249,7 +281,7 @@ impl Drop for Running {
 impl Link {
     /// A message that cannot be sent any more is for a guard that is gone; whoever waits learns that otherwise.
     fn send(&self, command: Command, attached: Option<OwnedFd>) {
-        let _ = self.outgoing.send(Outgoing { command, attached });
+        let _ = self.outgoing.send(Outgoing { command, attached, sent: None });
     }
 }
 
@@ -364,7 +396,7 @@ fn write_down(launch: &Launch) -> Result<OwnedFd, LaunchError> {
     let whole = |path: &PathBuf| absolute(path).map_err(handover);
     let (stdout, stderr, directory) =
         (whole(&launch.stdout)?, whole(&launch.stderr)?, whole(&launch.directory)?);
-    let mut texts = LaunchWriter::new(launch.log_limit, launch.arguments.len(), launch.environment.len());
+    let mut texts = TextsWriter::new(launch.log_limit, launch.arguments.len(), launch.environment.len());
     let mut add = |part, pieces: &[&OsStr]| {
         let added = texts.add(pieces);
         added.then_some(()).ok_or_else(|| LaunchError::Nul { program: program(), part })
@@ -379,7 +411,26 @@ fn write_down(launch: &Launch) -> Result<OwnedFd, LaunchError> {
     for (name, value) in &launch.environment {
         add("environment", &[name.as_os_str(), OsStr::new("="), value.as_os_str()])?;
     }
-    texts.finish().map_err(handover)
+    texts.finish(c"spark-launch").map_err(handover)
+}
+
+/// Puts a last will into the form in which the guard takes it.
+fn write_will_down(will: &LastWill) -> Result<OwnedFd, LastWillError> {
+    let patience = u64::try_from(will.patience.as_millis()).unwrap_or(u64::MAX);
+    let mut texts = TextsWriter::new(patience, will.arguments.len(), will.environment.len());
+    let mut add = |part, pieces: &[&OsStr]| {
+        let added = texts.add(pieces);
+        added.then_some(()).ok_or(LastWillError::Nul { part })
+    };
+    add("path", &[will.program.as_ref().map_or(OsStr::new(""), |program| program.as_os_str())])?;
+    for argument in &will.arguments {
+        add("argument", &[argument.as_os_str()])?;
+    }
+    for (name, value) in &will.environment {
+        add("environment", &[name.as_os_str(), OsStr::new("="), value.as_os_str()])?;
+    }
+    texts.add_bytes(&will.input);
+    texts.finish(c"spark-last-will").map_err(|source| LastWillError::Handover { source })
 }
 
 /// Sends what there is to send; when nobody can send any more, lets the guard go.
@@ -388,18 +439,20 @@ async fn write(
     mut to_send: mpsc::UnboundedReceiver<Outgoing>,
     waiting: Arc<Waiting>,
 ) {
-    while let Some(Outgoing { command, attached }) = to_send.recv().await {
+    while let Some(Outgoing { command, attached, sent: asked }) = to_send.recv().await {
         let attached = attached.as_ref().map(AsFd::as_fd);
         let sent = socket
             .async_io(Interest::WRITABLE, |socket| wire::send(socket.as_fd(), &command, attached))
             .await;
-        let Err(error) = sent else { continue };
-        match command {
+        match (command, asked, sent) {
+            (_, None, Ok(())) => {}
             // The guard is gone: everybody is answered when its leftovers are as well.
-            _ if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Command::Launch { id } => waiting.failed(id, NotStarted::Handover(error)),
+            (_, _, Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            // Whoever has stopped waiting does not want to know.
+            (_, Some(asked), sent) => drop(asked.send(sent)),
+            (Command::Launch { id }, None, Err(error)) => waiting.failed(id, NotStarted::Handover(error)),
             // A fence or a kill that does not get through must not be lost.
-            _ => waiting.kill_guard(),
+            (_, None, Err(_)) => waiting.kill_guard(),
         }
     }
     let descriptor = std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd());

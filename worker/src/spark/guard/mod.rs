@@ -31,6 +31,9 @@
 //!
 //! Killing is repeated until nothing is left, so a tree that forks on gains nothing.
 //!
+//! A worker may leave a [`LastWill`] with its guard: a program that is run when the worker is gone and every tree with
+//! it. A worker that is merely fenced is not gone; a guard that dies takes the will along.
+//!
 //! This module must not know what Spark, a job or a lease is: it starts programs, carries their output into logs of
 //! bounded size, and says how they ended.
 
@@ -40,6 +43,7 @@ mod memory;
 mod process;
 mod server;
 mod shim;
+mod will;
 mod wire;
 
 use std::ffi::OsString;
@@ -72,6 +76,37 @@ pub struct Launch {
     pub stderr: PathBuf,
     /// About how many bytes of each stream to keep: the first half and the last half of so many.
     pub log_limit: u64,
+}
+
+/// A program that the guard runs when the worker is gone without having taken this back, and every tree is gone too.
+///
+/// It runs once, in a process group of its own, in the directory `/`; its output goes nowhere, its standard error
+/// where the guard's goes. Nothing that it starts outlives its patience; the program itself does not outlive the guard.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LastWill {
+    /// Path of the program; without one it is the guard's own executable, even if that has been replaced or deleted
+    /// meanwhile.
+    pub program: Option<PathBuf>,
+    /// Its arguments, without its own name.
+    pub arguments: Vec<OsString>,
+    /// Its whole environment; nothing is inherited.
+    pub environment: Vec<(OsString, OsString)>,
+    /// What it reads from its standard input, to the end of file. This may be a secret: it goes through memory alone,
+    /// which no shim or program inherits.
+    pub input: Vec<u8>,
+    /// How long it may take before it is killed, in whole milliseconds.
+    pub patience: Duration,
+}
+
+impl std::fmt::Debug for LastWill {
+    /// Leaves out everything that may be a secret.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("LastWill")
+            .field("program", &self.program)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a program ended.
@@ -175,6 +210,27 @@ pub enum GuardError {
         /// What was executed.
         executable: PathBuf,
     },
+}
+
+/// Why the guard does not have a last will, or still has one.
+#[derive(Debug, thiserror::Error)]
+pub enum LastWillError {
+    /// No program can be given such a text.
+    #[error("failed to leave a last will: its {part} holds a NUL byte")]
+    Nul {
+        /// Which part of it.
+        part: &'static str,
+    },
+    /// It could not be handed to the guard, which keeps the one that it had before.
+    #[error("failed to hand a last will to the guard")]
+    Handover {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The guard is gone, and with it any last will.
+    #[error("failed to reach the guard about the last will: the guard was lost")]
+    GuardLost,
 }
 
 /// Why a program does not run. Nothing of it is left in any case.

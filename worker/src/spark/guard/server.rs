@@ -2,7 +2,7 @@
 //! outlives its worker or the moment that the worker named.
 //!
 //! It has one thread and waits on sockets, a clock and SIGCHLD; it opens no file for a launch, so that no dead disk
-//! can hang it. It must not know what a launch is for.
+//! can hang it. It must not know what a launch or a last will is for.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -24,6 +24,7 @@ use nix::unistd::{self, ForkResult, Pid};
 
 use super::process::{self, Reaped};
 use super::shim::{self, Surroundings};
+use super::will::{self, Will};
 use super::wire::{self, Command, Ending, Order, Received, Report};
 use super::{BootTime, Step};
 
@@ -40,7 +41,7 @@ const CLEAN_LOOKS: u8 = 2;
 ///
 /// The process must have one thread, and file descriptor 0 must be the socket that [`Guard::start`](super::Guard)
 /// made; so it is called before any runtime, thread or log is set up. It returns only when no process that it ever
-/// started is left.
+/// started is left, and the worker's last will has been carried out.
 pub fn guard_main() -> ExitCode {
     // If somebody has set up a log already, that one stays.
     let _ = tracing_subscriber::fmt()
@@ -122,6 +123,13 @@ impl Sweep {
     }
 }
 
+/// The process that carries a last will out.
+struct Executor {
+    pid: i32,
+    /// When its time is over; absent if that is beyond what a clock can tell.
+    until: Option<Instant>,
+}
+
 struct Server {
     /// Absent once the worker is gone.
     worker: Option<OwnedFd>,
@@ -136,6 +144,8 @@ struct Server {
     sweep: Option<Sweep>,
     /// Launches whose shim is dead, to be reported when their trees are.
     lost: Vec<Ending>,
+    will: Option<Will>,
+    executor: Option<Executor>,
 }
 
 impl Server {
@@ -169,10 +179,12 @@ impl Server {
             fenced: false,
             sweep: None,
             lost: Vec::new(),
+            will: None,
+            executor: None,
         })
     }
 
-    /// Goes on until the worker is gone and there are no children left.
+    /// Goes on until the worker is gone, there are no children left, and its last will has been carried out.
     fn run(mut self) -> io::Result<()> {
         loop {
             self.wait()?;
@@ -182,14 +194,18 @@ impl Server {
             self.take_reports();
             process::clear(&self.signals);
             let childless = self.reap();
-            if self.worker.is_none() && self.shims.is_empty() && !childless {
+            self.end_executor_when_due();
+            let wanted = !self.shims.is_empty() || self.executor.is_some();
+            if self.worker.is_none() && !wanted && !childless {
                 self.sweep.get_or_insert_with(Sweep::now);
             }
             self.kill_hung_shims();
             self.sweep_when_due();
             self.flush();
             if self.worker.is_none() && childless {
-                return Ok(());
+                // Not before: the kernel itself says that nothing is left of any tree.
+                let Some(will) = self.will.take() else { return Ok(()) };
+                self.carry_out_will(will);
             }
         }
     }
@@ -205,7 +221,8 @@ impl Server {
         let controls = self.shims.iter().map(|shim| shim.control.as_ref().map(AsFd::as_fd));
         entries.extend(controls.map(|control| process::interest(control, libc::POLLIN)));
         let next_sweep = self.sweep.as_ref().map(|sweep| sweep.next_look);
-        let next = self.shims.iter().filter_map(|shim| shim.kill_at).chain(next_sweep).min();
+        let next_end = self.executor.as_ref().and_then(|executor| executor.until);
+        let next = self.shims.iter().filter_map(|shim| shim.kill_at).chain(next_sweep).chain(next_end).min();
         process::poll(&mut entries, next.map(|next| next.saturating_duration_since(Instant::now())))
     }
 
@@ -235,6 +252,15 @@ impl Server {
             Command::AliveUntil { nanoseconds } => {
                 self.set_alive_until(nanoseconds.map(BootTime::from_nanoseconds))
             }
+            Command::LastWill => match Will::keep(attached) {
+                Ok(will) => self.will = Some(will),
+                Err(error) => {
+                    // The one before may no longer be what the worker wants.
+                    self.will = None;
+                    tracing::error!(%error, "guard cannot keep the last will");
+                }
+            },
+            Command::NoLastWill => self.will = None,
         }
     }
 
@@ -252,6 +278,9 @@ impl Server {
             let _ = socket.into_raw_fd();
         }
         self.outgoing.clear();
+        // Everything is killed now, and there is nobody to fence any more.
+        self.until = None;
+        let _ = self.timer.unset();
         let launches = self.shims.len();
         if launches > 0 {
             tracing::warn!(launches, why, "guard kills every tree");
@@ -366,9 +395,13 @@ impl Server {
             match process::reap(None) {
                 Reaped::NoneYet => return false,
                 Reaped::NoChildren => return true,
-                Reaped::Child { pid, .. } => {
+                Reaped::Child { pid, status } => {
                     if let Some(place) = self.shims.iter().position(|shim| shim.pid == pid) {
                         self.part_from_shim(place);
+                    }
+                    if self.executor.as_ref().is_some_and(|executor| executor.pid == pid) {
+                        self.executor = None;
+                        will::tell_end(status);
                     }
                 }
             }
@@ -395,6 +428,26 @@ impl Server {
                 process::send(shim.pid, libc::SIGKILL);
                 shim.kill_at = None;
             }
+        }
+    }
+
+    fn carry_out_will(&mut self, will: Will) {
+        // What is still to be swept up is gone, and the executor is nothing to be swept up.
+        self.sweep = None;
+        match will.carry_out() {
+            Ok((pid, patience)) => {
+                self.executor = Some(Executor { pid, until: Instant::now().checked_add(patience) });
+            }
+            Err(error) => tracing::error!(%error, "guard cannot carry out the last will"),
+        }
+    }
+
+    /// When the executor's time is over, it is a stray like any other.
+    fn end_executor_when_due(&mut self) {
+        let until = self.executor.as_ref().and_then(|executor| executor.until);
+        if until.is_some_and(|until| until <= Instant::now()) {
+            tracing::warn!("carrying out the last will takes too long and is ended");
+            self.executor = None;
         }
     }
 

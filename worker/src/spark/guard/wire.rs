@@ -2,7 +2,8 @@
 //!
 //! The sockets are of kind SEQPACKET: one message is one packet, so nothing is ever half read. Messages are small JSON
 //! texts; a launch, which may be megabytes, travels as a memory file whose descriptor rides on the `launch` command,
-//! and is read by its shim alone. This module must not know what the messages mean.
+//! and is read by its shim alone. A last will travels in the same way. This module must not know what the messages
+//! mean.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
@@ -10,6 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
@@ -25,8 +27,8 @@ use super::log::LogSize;
 /// Longest message in bytes. The longest that is ever sent has a tenth of it.
 const MESSAGE_LIMIT: usize = 8 * 1024;
 
-/// Longest launch in bytes. The kernel itself takes far less for arguments and environment.
-const LAUNCH_LIMIT: u64 = 64 * 1024 * 1024;
+/// Longest memory file in bytes. The kernel itself takes far less for arguments and environment.
+const LENGTH_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// What the worker tells the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,10 @@ pub(super) enum Command {
     Kill { id: u64 },
     /// Kill every tree at this moment of CLOCK_BOOTTIME; never when absent.
     AliveUntil { nanoseconds: Option<u64> },
+    /// Keep the last will that the descriptor that comes along holds, in place of any other.
+    LastWill,
+    /// Forget the last will.
+    NoLastWill,
 }
 
 /// What the guard tells the worker; all but the first and the last come from a shim.
@@ -218,39 +224,21 @@ fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize,
     Ok((received.bytes, attached))
 }
 
-/// The texts of a launch, as a memory file holds them: a head of three numbers, then every text with a NUL behind it.
-/// In this form they go to the kernel as they are; nothing is copied or parsed twice.
-pub(super) struct LaunchTexts {
+/// A head of three numbers, then every text with a NUL behind it: the form in which launches and last wills lie in
+/// memory files. In this form texts go to the kernel as they are; nothing is copied or parsed twice.
+pub(super) struct TextsWriter {
     bytes: Vec<u8>,
 }
 
 const HEAD_LENGTH: usize = 24;
 
-/// A launch seen through the bytes of its memory file.
-pub(super) struct LaunchView<'a> {
-    pub(super) log_limit: u64,
-    pub(super) stdout: &'a CStr,
-    pub(super) stderr: &'a CStr,
-    pub(super) directory: &'a CStr,
-    pub(super) program: &'a CStr,
-    /// The program's own name first, as a program expects it.
-    pub(super) arguments: Vec<&'a CStr>,
-    /// `NAME=value` each.
-    pub(super) environment: Vec<&'a CStr>,
-}
-
-/// Collects the texts of a launch. Whoever adds them checks that none holds a NUL.
-pub(super) struct LaunchWriter {
-    bytes: Vec<u8>,
-}
-
-impl LaunchWriter {
-    pub(super) fn new(log_limit: u64, arguments: usize, environment: usize) -> Self {
+impl TextsWriter {
+    pub(super) fn new(number: u64, arguments: usize, environment: usize) -> Self {
         let mut bytes = Vec::with_capacity(4096);
-        for number in [log_limit, arguments as u64, environment as u64] {
+        for number in [number, arguments as u64, environment as u64] {
             bytes.extend(number.to_le_bytes());
         }
-        LaunchWriter { bytes }
+        TextsWriter { bytes }
     }
 
     /// Adds one text made of parts; `false` if it holds a NUL and so cannot be passed to any program.
@@ -265,15 +253,68 @@ impl LaunchWriter {
         whole
     }
 
-    /// Puts the texts into a memory file.
+    /// Adds what is no text, behind all texts.
+    pub(super) fn add_bytes(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+    }
+
+    /// Puts all into a memory file.
     ///
     /// # Errors
     /// Out of descriptors or memory.
-    pub(super) fn finish(self) -> io::Result<OwnedFd> {
-        let mut file = File::from(memfd_create(c"spark-launch", MFdFlags::MFD_CLOEXEC)?);
+    pub(super) fn finish(self, name: &CStr) -> io::Result<OwnedFd> {
+        let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
         file.write_all(&self.bytes)?;
         Ok(file.into())
     }
+}
+
+/// Takes apart what a [`TextsWriter`] has put together.
+struct TextsReader<'a> {
+    number: u64,
+    arguments: u64,
+    environment: u64,
+    rest: &'a [u8],
+}
+
+impl<'a> TextsReader<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_at_checked(HEAD_LENGTH)?;
+        let number = |place: usize| Some(u64::from_le_bytes(head[place..place + 8].try_into().ok()?));
+        Some(TextsReader { number: number(0)?, arguments: number(8)?, environment: number(16)?, rest })
+    }
+
+    fn next(&mut self) -> Option<&'a CStr> {
+        let text = CStr::from_bytes_until_nul(self.rest).ok()?;
+        self.rest = &self.rest[text.to_bytes_with_nul().len()..];
+        Some(text)
+    }
+
+    /// Adds that many texts to `texts`.
+    fn take(&mut self, count: u64, texts: &mut Vec<&'a CStr>) -> Option<()> {
+        for _ in 0..count {
+            texts.push(self.next()?);
+        }
+        Some(())
+    }
+}
+
+/// The texts of a launch, as a memory file holds them.
+pub(super) struct LaunchTexts {
+    bytes: Vec<u8>,
+}
+
+/// A launch seen through the bytes of its memory file.
+pub(super) struct LaunchView<'a> {
+    pub(super) log_limit: u64,
+    pub(super) stdout: &'a CStr,
+    pub(super) stderr: &'a CStr,
+    pub(super) directory: &'a CStr,
+    pub(super) program: &'a CStr,
+    /// The program's own name first, as a program expects it.
+    pub(super) arguments: Vec<&'a CStr>,
+    /// `NAME=value` each.
+    pub(super) environment: Vec<&'a CStr>,
 }
 
 impl LaunchTexts {
@@ -283,47 +324,61 @@ impl LaunchTexts {
     /// The file cannot be read or is absurdly long.
     pub(super) fn read(file: OwnedFd) -> io::Result<Self> {
         let file = File::from(file);
-        let length = file.metadata()?.len();
-        if length > LAUNCH_LIMIT {
-            return Err(io::Error::from_raw_os_error(libc::E2BIG));
-        }
-        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        let mut bytes = vec![0; length_within_limit(&file)?];
         file.read_exact_at(&mut bytes, 0)?;
         Ok(LaunchTexts { bytes })
     }
 
     /// Finds the texts; `None` when the bytes are not a launch.
     pub(super) fn view(&self) -> Option<LaunchView<'_>> {
-        let number = |place: usize| {
-            let bytes = self.bytes.get(place * 8..place * 8 + 8)?;
-            Some(u64::from_le_bytes(bytes.try_into().ok()?))
-        };
-        let log_limit = number(0)?;
-        let (arguments, environment) = (number(1)?, number(2)?);
-        let mut rest = self.bytes.get(HEAD_LENGTH..)?;
-        let mut next = || {
-            let text = CStr::from_bytes_until_nul(rest).ok()?;
-            rest = &rest[text.to_bytes_with_nul().len()..];
-            Some(text)
-        };
-        let (stdout, stderr, directory, program) = (next()?, next()?, next()?, next()?);
-        let mut view = LaunchView {
-            log_limit,
-            stdout,
-            stderr,
-            directory,
-            program,
-            arguments: vec![program],
-            environment: vec![],
-        };
-        for _ in 0..arguments {
-            view.arguments.push(next()?);
-        }
-        for _ in 0..environment {
-            view.environment.push(next()?);
-        }
-        rest.is_empty().then_some(view)
+        let mut texts = TextsReader::new(&self.bytes)?;
+        let (stdout, stderr, directory) = (texts.next()?, texts.next()?, texts.next()?);
+        let program = texts.next()?;
+        let (mut arguments, mut environment) = (vec![program], vec![]);
+        texts.take(texts.arguments, &mut arguments)?;
+        texts.take(texts.environment, &mut environment)?;
+        let log_limit = texts.number;
+        let view = LaunchView { log_limit, stdout, stderr, directory, program, arguments, environment };
+        texts.rest.is_empty().then_some(view)
     }
+}
+
+/// A last will seen through the bytes of its memory file.
+pub(super) struct WillView<'a> {
+    pub(super) patience: Duration,
+    /// Absent for the guard's own executable.
+    pub(super) program: Option<&'a CStr>,
+    /// Without the program's own name.
+    pub(super) arguments: Vec<&'a CStr>,
+    /// `NAME=value` each.
+    pub(super) environment: Vec<&'a CStr>,
+    /// What the program reads from its standard input.
+    pub(super) input: &'a [u8],
+}
+
+impl<'a> WillView<'a> {
+    /// Finds the texts; `None` when the bytes are not a last will.
+    pub(super) fn of(bytes: &'a [u8]) -> Option<Self> {
+        let mut texts = TextsReader::new(bytes)?;
+        let program = Some(texts.next()?).filter(|program| !program.is_empty());
+        let (mut arguments, mut environment) = (vec![], vec![]);
+        texts.take(texts.arguments, &mut arguments)?;
+        texts.take(texts.environment, &mut environment)?;
+        let patience = Duration::from_millis(texts.number);
+        Some(WillView { patience, program, arguments, environment, input: texts.rest })
+    }
+}
+
+/// The length of a memory file in bytes.
+///
+/// # Errors
+/// It cannot be had, or is absurd.
+pub(super) fn length_within_limit(file: &File) -> io::Result<usize> {
+    let length = file.metadata()?.len();
+    if length > LENGTH_LIMIT {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    usize::try_from(length).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -338,12 +393,12 @@ mod tests {
 
     #[test]
     fn a_launch_comes_out_as_it_went_in() {
-        let mut writer = LaunchWriter::new(77, 2, 1);
+        let mut writer = TextsWriter::new(77, 2, 1);
         for text in ["/out", "/err", "/dir", "/bin/p", "first", ""] {
             assert!(writer.add(&[OsStr::new(text)]));
         }
         assert!(writer.add(&[OsStr::new("A"), OsStr::new("="), OsStr::from_bytes(b"\xff")]));
-        let read = LaunchTexts::read(writer.finish().expect("file")).expect("read");
+        let read = LaunchTexts::read(writer.finish(c"t").expect("file")).expect("read");
         let view = read.view().expect("a launch");
         assert_eq!(view.log_limit, 77);
         assert_eq!((view.stdout, view.stderr, view.directory), (c"/out", c"/err", c"/dir"));
@@ -353,12 +408,12 @@ mod tests {
 
     #[test]
     fn a_text_with_a_nul_is_noticed() {
-        assert!(!LaunchWriter::new(0, 0, 0).add(&[OsStr::new("a\0b")]));
+        assert!(!TextsWriter::new(0, 0, 0).add(&[OsStr::new("a\0b")]));
     }
 
     #[test]
     fn bytes_that_are_no_launch_are_refused_at_every_length() {
-        let mut writer = LaunchWriter::new(1, 1, 1);
+        let mut writer = TextsWriter::new(1, 1, 1);
         for text in ["/out", "/err", "/dir", "/bin/p", "a", "A=1"] {
             assert!(writer.add(&[OsStr::new(text)]));
         }
@@ -373,6 +428,24 @@ mod tests {
         let mut greedy = whole;
         greedy[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(texts(greedy).view().is_none());
+    }
+
+    #[test]
+    fn a_last_will_comes_out_as_it_went_in_and_no_shorter_one_is_taken_for_it() {
+        let mut writer = TextsWriter::new(1500, 1, 1);
+        for text in ["", "argument", "A=1"] {
+            assert!(writer.add(&[OsStr::new(text)]));
+        }
+        let without_input = writer.bytes.len();
+        writer.add_bytes(b"in\0put");
+        let bytes = writer.bytes;
+        let will = WillView::of(&bytes).expect("a will");
+        assert_eq!((will.patience, will.program), (Duration::from_millis(1500), None));
+        assert_eq!((will.arguments, will.environment), (vec![c"argument"], vec![c"A=1"]));
+        assert_eq!(will.input, b"in\0put");
+        for length in 0..without_input {
+            assert!(WillView::of(&bytes[..length]).is_none(), "{length}");
+        }
     }
 
     #[test]
