@@ -27,26 +27,6 @@ async fn a_worker_waits_for_a_broker_that_is_away_at_its_start() {
 }
 
 #[tokio::test]
-async fn a_job_whose_connection_is_lost_is_ended_here_and_run_again() {
-    let mut place = Vhost::ready(&DELAYS).await;
-    let wire = Wire::to(place.vhost.broker().port()).await;
-    let worker = Worker::start(&place.vhost.uri_at(wire.port), &[RETRY]);
-    let counter = worker.home.path().join("counter");
-    let directives =
-        ["ignore-term", "spawn-daemon", &format!("times 1 {} hang", counter.display()), "complete"];
-    place.publish("cut", text("cut", &directives)).await;
-    place.heard("cut", &[EventKind::Running]).await;
-    hangs(&counter).await;
-    wire.cut();
-    worker.logged("a delivery is lost; its job is ended").await;
-    worker.nothing_left().await;
-    wire.mend();
-    let end = place.end_of("cut").await;
-    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2), "{:?}", place.story("cut"));
-    place.queue_has("spark.jobs", 0).await;
-}
-
-#[tokio::test]
 async fn an_end_that_could_not_be_told_is_told_once_the_broker_is_back() {
     let mut place = Vhost::ready(&DELAYS).await;
     let wire = Wire::to(place.vhost.broker().port()).await;

@@ -8,4 +8,5 @@ mod command_line;
 mod faults;
 mod hostile;
 mod life;
+mod ownership;
 mod spark;

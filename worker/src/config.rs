@@ -654,13 +654,18 @@ impl Settings {
     /// # Errors
     /// [`SettingsError::PasswordFile`], [`SettingsError::Address`].
     pub fn endpoint(&self) -> Result<Endpoint, SettingsError> {
-        let heartbeat = self.broker.heartbeat;
-        let Some(path) = &self.broker.password_file else {
-            return Ok(Endpoint::new(self.broker.uri.expose(), heartbeat)?);
-        };
+        Ok(Endpoint::new(self.address()?.expose(), self.broker.heartbeat)?)
+    }
+
+    /// The broker's address with the password of `broker.password_file` when there is one.
+    ///
+    /// # Errors
+    /// [`SettingsError::PasswordFile`].
+    pub fn address(&self) -> Result<Secret, SettingsError> {
+        let Some(path) = &self.broker.password_file else { return Ok(self.broker.uri.clone()) };
         let password = read_password(path)
             .map_err(|source| SettingsError::PasswordFile { path: path.clone(), source })?;
-        Ok(Endpoint::new(&with_password(self.broker.uri.expose(), &password), heartbeat)?)
+        Ok(Secret(with_password(self.broker.uri.expose(), &password)))
     }
 }
 

@@ -1,7 +1,8 @@
-//! A worker: slots, their handler, and everything around them from start to leaving.
+//! A worker: slots, their handlers, the ledger, and everything around them from start to leaving.
 //!
 //! This module puts `broker/`, `job/` and `spark/` together; it decides nothing about a single job.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use spark_runtime_protocol::topology::{EXPELLED_QUEUE, JOBS_QUEUE, Topology};
 use tokio::sync::{Semaphore, watch};
 
 use crate::broker::history::History;
-use crate::broker::ledger::Ledger;
 use crate::broker::ledger::tail::follow;
+use crate::broker::ledger::{Ledger, leave};
 use crate::broker::publisher::Publisher;
 use crate::broker::session::keep_connected;
 use crate::broker::slots::{Leaving, Slots};
@@ -25,6 +26,7 @@ use crate::job::settle::Desk;
 use crate::job::{Announce, Context, kept_folder};
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
+use crate::spark::guard::LastWill;
 use crate::spark::policy::PolicyError;
 
 /// The file that a live worker holds a lock on.
@@ -208,6 +210,8 @@ pub fn backend(settings: &Settings) -> ClientMode {
 /// [`ServiceError`] when it cannot start. A broker that is away is no reason not to.
 pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Result<(), ServiceError> {
     let endpoint = settings.endpoint().map_err(|error| ServiceError::Broker(error.to_string()))?;
+    let address =
+        settings.address().map_err(|error| ServiceError::Broker(error.to_string()))?.expose().to_owned();
     let worker = instance_name(&settings);
     let home = Home::make(&settings.job.directory, &worker)?;
     let client_mode = Arc::new(backend(&settings));
@@ -244,6 +248,17 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
             async move { ledger.keep_renewed().await }
         }),
     ];
+    let will = LastWill {
+        program: None,
+        arguments: vec![leave::VERB.into()],
+        environment: certificates(),
+        input: leave::Obituary::new(address, settings.broker.heartbeat, ledger.instance()).encode(),
+        // Then others take the jobs over without it.
+        patience: settings.ledger.lease,
+    };
+    if let Err(error) = client_mode.last_will(will).await {
+        tracing::warn!(%error, "if this worker dies, its jobs will wait for the end of its lease");
+    }
     let reader = Reader { worker: worker.clone(), max_size: settings.job.max_size };
     let history = History::new(publisher.clone(), session.clone());
     let desk = Desk { publisher: publisher.clone(), ledger: ledger.clone(), history };
@@ -275,8 +290,17 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     if dead {
         return Err(ServiceError::DeclaredDead);
     }
+    if let Err(error) = client_mode.no_last_will().await {
+        tracing::debug!(%error, "the guard was not told that this worker leaves in order");
+    }
     lanes.finish(LAST_WORDS).await;
     Ok(())
+}
+
+/// What a program needs of the environment to trust the broker's certificate.
+fn certificates() -> Vec<(OsString, OsString)> {
+    let names = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+    names.iter().filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))).collect()
 }
 
 /// Tells the guard until when drivers may run, whenever the ledger knows it anew.

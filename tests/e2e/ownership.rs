@@ -1,0 +1,235 @@
+//! Who has a job: through cut wires, killed and stopped workers, and publications that come again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use spark_runtime_protocol::event::{EventKind, FailureClass};
+use spark_runtime_protocol::topology::Shape;
+use spark_runtime_tests::broker::{Ready, Vhost};
+use spark_runtime_tests::jobs::text;
+use spark_runtime_tests::program::{Worker, children_of, hangs};
+use spark_runtime_tests::wire::Wire;
+
+const RETRY: &str = "retry.delays=200ms";
+const LEASE: &str = "ledger.lease=3s";
+const SETTINGS: [&str; 2] = [RETRY, LEASE];
+
+async fn ready() -> Ready {
+    let shape = Shape {
+        delays: vec![Duration::from_millis(200)],
+        lease: Duration::from_secs(3),
+        retention: Duration::from_secs(7 * 24 * 3600),
+    };
+    Vhost::ready_for(&shape).await
+}
+
+/// How often the fake has started for a job, and whether two ever ran at once.
+fn runs(journal: &Path) -> (usize, bool) {
+    let text = std::fs::read_to_string(journal).unwrap_or_default();
+    let starts = text.lines().filter(|line| line.contains("start") || line.contains("overlap")).count();
+    (starts, text.contains("overlap"))
+}
+
+#[tokio::test]
+async fn a_blip_shorter_than_the_lease_costs_nothing() {
+    let mut place = Vhost::ready(&[Duration::from_millis(200)]).await;
+    let wire = Wire::to(place.vhost.broker().port()).await;
+    let worker = Worker::start(&place.vhost.uri_at(wire.port), &[RETRY]);
+    let journal = worker.home.path().join("journal");
+    let gate = worker.home.path().join("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let directives = [format!("journal {}", journal.display()), format!("wait-for {}", gate.display())];
+    let directives: Vec<&str> = directives.iter().map(String::as_str).collect();
+    place.publish("blip", text("blip", &directives)).await;
+    place.heard("blip", &[EventKind::Running]).await;
+    wire.cut();
+    worker.logged("a delivery is lost; its job goes on").await;
+    wire.mend();
+    worker.logged("generation=2").await;
+    std::fs::write(&gate, "").unwrap();
+    let end = place.end_of("blip").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 1));
+    place.queue_has("spark.jobs", 0).await;
+    assert_eq!(runs(&journal), (1, false));
+}
+
+#[tokio::test]
+async fn after_an_outage_longer_than_the_lease_the_job_was_ended_and_runs_again() {
+    let mut place = ready().await;
+    let wire = Wire::to(place.vhost.broker().port()).await;
+    let worker = Worker::start(&place.vhost.uri_at(wire.port), &SETTINGS);
+    let counter = worker.home.path().join("counter");
+    let directives =
+        ["ignore-term", "spawn-daemon", &format!("times 1 {} hang", counter.display()), "complete"];
+    place.publish("cut", text("cut", &directives)).await;
+    place.heard("cut", &[EventKind::Running]).await;
+    hangs(&counter).await;
+    wire.cut();
+    worker.nothing_left().await;
+    wire.mend();
+    let end = place.end_of("cut").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2), "{:?}", place.story("cut"));
+    place.queue_has("spark.jobs", 0).await;
+}
+
+#[tokio::test]
+async fn a_dead_workers_jobs_are_released_by_its_guard_long_before_the_lease() {
+    let mut place = Vhost::ready(&[Duration::from_millis(200)]).await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    let counter = folder.path().join("counter");
+    let journal = folder.path().join("journal");
+    let first = Worker::start(&uri, &[RETRY]);
+    let directives = [
+        format!("journal {}", journal.display()),
+        "ignore-term".into(),
+        "spawn-daemon".into(),
+        format!("times 1 {} hang", counter.display()),
+    ];
+    let directives: Vec<&str> = directives.iter().map(String::as_str).collect();
+    place.publish("k", text("k", &directives)).await;
+    hangs(&counter).await;
+    let second = Worker::start(&uri, &[RETRY]);
+    second.logged("the ledger has been read").await;
+    let killed = std::time::Instant::now();
+    first.signal(Signal::SIGKILL);
+    let end = place.end_of("k").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
+    // The lease is a minute: by it alone this would have taken longer.
+    assert!(killed.elapsed() < Duration::from_secs(45), "{:?}", killed.elapsed());
+    assert_eq!(runs(&journal), (2, false));
+    place.queue_has("spark.jobs", 0).await;
+}
+
+#[tokio::test]
+async fn a_lost_machines_jobs_are_taken_over_after_the_lease_and_not_before() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    let counter = folder.path().join("counter");
+    let journal = folder.path().join("journal");
+    let first = Worker::start(&uri, &SETTINGS);
+    let directives =
+        [format!("journal {}", journal.display()), format!("times 1 {} hang", counter.display())];
+    let directives: Vec<&str> = directives.iter().map(String::as_str).collect();
+    place.publish("m", text("m", &directives)).await;
+    hangs(&counter).await;
+    let second = Worker::start(&uri, &SETTINGS);
+    second.logged("the ledger has been read").await;
+    for guard in children_of(first.pid()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(guard), Signal::SIGKILL);
+    }
+    first.signal(Signal::SIGKILL);
+    let end = place.end_of("m").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
+    assert_eq!(runs(&journal), (2, false));
+    place.queue_has("spark.jobs", 0).await;
+    place.queue_has("spark.delay.3000ms", 0).await;
+}
+
+#[tokio::test]
+async fn a_stopped_workers_jobs_are_ended_before_another_one_runs_them() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    let counter = folder.path().join("counter");
+    let journal = folder.path().join("journal");
+    let first = Worker::start(&uri, &["broker.heartbeat=1s", RETRY, LEASE]);
+    let directives = [
+        format!("journal {}", journal.display()),
+        "ignore-term".into(),
+        format!("times 1 {} hang", counter.display()),
+    ];
+    let directives: Vec<&str> = directives.iter().map(String::as_str).collect();
+    place.publish("s", text("s", &directives)).await;
+    hangs(&counter).await;
+    let second = Worker::start(&uri, &SETTINGS);
+    second.logged("the ledger has been read").await;
+    first.signal(Signal::SIGSTOP);
+    let end = place.end_of("s").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
+    assert_eq!(runs(&journal), (2, false));
+    // What the first one says when it wakes up counts for nothing.
+    first.signal(Signal::SIGCONT);
+    first.logged("the job is another worker's by now").await;
+    place.publish("after", text("after", &["complete"])).await;
+    place.end_of("after").await;
+    let ends = place
+        .seen
+        .iter()
+        .filter(|event| event.subject.as_str() == "s" && event.kind().is_some_and(EventKind::is_terminal));
+    assert_eq!(ends.count(), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_is_published_many_times_runs_once_and_each_publication_is_answered() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    let workers = [Worker::start(&uri, &SETTINGS), Worker::start(&uri, &SETTINGS)];
+    let body = text("d", &[&format!("journal {}", journal.display()), "sleep 1"]);
+    for _ in 0..100 {
+        place.publish("d", body.clone()).await;
+    }
+    let end = place.end_of("d").await;
+    for _ in 0..100 {
+        place.publish("d", body.clone()).await;
+    }
+    for queue in ["spark.jobs", "spark.delay.3000ms"] {
+        place.queue_has(queue, 0).await;
+    }
+    place.queue_has("spark.jobs", 0).await;
+    assert_eq!(end.data.attempt, 1);
+    assert_eq!(runs(&journal), (1, false));
+    drop(workers);
+}
+
+#[tokio::test]
+async fn another_body_under_the_same_id_is_answered_by_a_conflict_and_disturbs_nothing() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let worker = Worker::start(&uri, &SETTINGS);
+    let gate = worker.home.path().join("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    place.publish("c", text("c", &[&format!("wait-for {}", gate.display())])).await;
+    place.heard("c", &[EventKind::Running]).await;
+    place.publish("c", text("c", &["fail ValueError other"])).await;
+    let conflict = place.heard("c", &[EventKind::Conflict]).await;
+    let digests = conflict.data.digests.unwrap();
+    assert_ne!(digests.first, digests.this);
+    assert!(conflict.data.message.unwrap().contains(&digests.this));
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(place.end_of("c").await.kind(), Some(EventKind::Completed));
+    place.queue_has("spark.dead", 1).await;
+    place.publish("c", text("c", &["fail ValueError third"])).await;
+    place.queue_has("spark.dead", 2).await;
+    place.queue_has("spark.jobs", 0).await;
+}
+
+#[tokio::test]
+async fn a_job_that_kills_every_worker_ends_as_lost_after_its_attempts() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    place.publish("p", text("p", &["hang"])).await;
+    for attempt in 1..=3 {
+        let worker = Worker::start(&uri, &SETTINGS);
+        loop {
+            let running = place.heard("p", &[EventKind::Running]).await;
+            if running.data.attempt == attempt {
+                break;
+            }
+            place.seen.clear();
+        }
+        place.seen.clear();
+        worker.signal(Signal::SIGKILL);
+    }
+    let _last = Worker::start(&uri, &SETTINGS);
+    let failure = place.end_of("p").await.data.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Lost);
+    place.queue_has("spark.dead", 1).await;
+    place.queue_has("spark.jobs", 0).await;
+    drop(folder);
+}
