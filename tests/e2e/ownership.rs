@@ -233,3 +233,97 @@ async fn a_job_that_kills_every_worker_ends_as_lost_after_its_attempts() {
     place.queue_has("spark.jobs", 0).await;
     drop(folder);
 }
+
+/// At each place in the life of a job, what it does there, and whether the job has ended by then.
+const PLACES: [(&str, &[&str]); 9] = [
+    ("after-claim", &[]),
+    ("after-stage", &[]),
+    ("after-spawn", &[]),
+    ("before-history", &[]),
+    ("before-settle", &[]),
+    ("after-settle", &[]),
+    ("before-event", &[]),
+    ("before-ack", &[]),
+    ("after-release", &["report no JSON at all"]),
+];
+
+#[tokio::test]
+async fn wherever_a_worker_dies_its_job_ends_once() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, directives) in PLACES {
+        let journal = folder.path().join(name);
+        let counter = folder.path().join(format!("{name}-counter"));
+        let mut first = Worker::start_to_die_at(&uri, &SETTINGS, name);
+        let mut all = vec![format!("journal {}", journal.display())];
+        all.extend(directives.iter().map(|directive| format!("times 1 {} {directive}", counter.display())));
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        place.publish(name, text(name, &all)).await;
+        first.ended().await;
+        let second = Worker::start(&uri, &SETTINGS);
+        let end = place.end_of(name).await;
+        assert_eq!(end.kind(), Some(EventKind::Completed), "{name}: {end:#?}");
+        for queue in ["spark.jobs", "spark.delay.3000ms", "spark.delay.200ms"] {
+            place.queue_has(queue, 0).await;
+        }
+        let (starts, overlap) = runs(&journal);
+        assert!(!overlap && (1..=2).contains(&starts), "{name}: {starts} runs");
+        // What was settled is not run again, and only told again.
+        let is_settled = ["after-settle", "before-event", "before-ack"].contains(&name);
+        if is_settled {
+            assert_eq!((starts, end.data.attempt), (1, 1), "{name}");
+        }
+        let ends: Vec<_> = place
+            .seen
+            .iter()
+            .filter(|e| e.subject.as_str() == name && e.kind().is_some_and(EventKind::is_terminal))
+            .collect();
+        assert!(ends.iter().all(|e| **e == end), "{name}: {ends:#?}");
+        drop(second);
+    }
+}
+
+#[tokio::test]
+async fn what_a_dead_attempt_left_is_removed_and_what_was_there_before_is_not() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+    let counter = folder.path().join("counter");
+    std::fs::write(&old, "mine").unwrap();
+    let mut document = spark_runtime_tests::jobs::job(
+        "out",
+        &[&format!("write {} x", new.display()), &format!("times 1 {} hang", counter.display())],
+    );
+    let output = |path: &Path| serde_json::json!({"assetType": "EXTERNAL_FILE", "name": "o", "fileUrl": path, "fileFormat": "CSV"});
+    document["outputData"] = serde_json::json!([output(&old), output(&new)]);
+    let worker = Worker::start(&uri, &SETTINGS);
+    place.publish("out", document.to_string()).await;
+    let accepted = place.heard("out", &[EventKind::Accepted]).await;
+    assert!(accepted.data.message.unwrap().contains("was there before"));
+    hangs(&counter).await;
+    assert!(new.exists());
+    worker.signal(Signal::SIGKILL);
+    let refusing = Worker::start(&uri, &SETTINGS);
+    let end = place.end_of("out").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
+    let messages = end.data.job_messages.unwrap().join("\n");
+    assert!(messages.contains("which an earlier attempt had left"), "{messages}");
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "mine");
+    drop(refusing);
+}
+
+#[tokio::test]
+async fn a_worker_that_refuses_existing_outputs_says_which() {
+    let mut place = ready().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut document = spark_runtime_tests::jobs::job("there", &["complete"]);
+    document["outputData"] = serde_json::json!([
+        {"assetType": "EXTERNAL_FILE", "name": "o", "fileUrl": folder.path(), "fileFormat": "CSV"}
+    ]);
+    let _worker = Worker::start(&place.vhost.uri(), &[RETRY, LEASE, "job.existing_outputs=refuse"]);
+    place.publish("there", document.to_string()).await;
+    let faults = place.end_of("there").await.data.faults.unwrap();
+    assert_eq!(faults[0].pointer, "/outputData/0/fileUrl");
+}

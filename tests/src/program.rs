@@ -48,15 +48,31 @@ impl Worker {
         Self::start_in(home, uri, settings)
     }
 
+    /// A worker that dies at a named place; see `worker/src/crash.rs`.
+    #[must_use]
+    pub fn start_to_die_at(uri: &str, settings: &[&str], place: &str) -> Self {
+        Self::start_with(tempfile::tempdir().unwrap(), uri, settings, &[("SPARK_RUNTIME_CRASH_AT", place)])
+    }
+
     /// The same in a folder that another worker has used.
     #[must_use]
     pub fn start_in(home: tempfile::TempDir, uri: &str, settings: &[&str]) -> Self {
+        Self::start_with(home, uri, settings, &[])
+    }
+
+    fn start_with(
+        home: tempfile::TempDir,
+        uri: &str,
+        settings: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let log = File::options().create(true).append(true).open(home.path().join("worker.log")).unwrap();
         let mut command = Command::new(binary());
         command.env("SPARK_RUNTIME__BROKER__URI", uri);
         let child = set(&mut command, home.path())
             .args(settings.iter().flat_map(|setting| ["--set", setting]))
             .arg("worker")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

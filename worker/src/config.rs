@@ -176,6 +176,14 @@ pub static SETTINGS: &[Setting] = &[
          be on a disk with room for the files and logs of all running jobs. `<uid>` in the default is the user's number.",
     ),
     setting(
+        "job.existing_outputs",
+        Kind::Choice(&["allow", "refuse"]),
+        "allow",
+        "What becomes of a job one of whose outputs is there already, on a file system of the worker's machine: with `allow` it is \
+         run, the event says so, and whether it overwrites is up to the model; with `refuse` it is rejected. What a dead attempt \
+         of the job left is removed in any case, and what was there before the first attempt never.",
+    ),
+    setting(
         "job.keep",
         Kind::Choice(&["never", "failed", "always"]),
         "failed",
@@ -406,6 +414,8 @@ pub struct JobSettings {
     pub keep: Keep,
     /// How long a directory that was kept stays.
     pub keep_for: Duration,
+    /// A job one of whose outputs is there already is rejected.
+    pub refuse_existing_outputs: bool,
     /// How long spark-submit may take until the driver is there.
     pub submit_timeout: Duration,
     /// How long an attempt may run from there on.
@@ -595,6 +605,7 @@ impl Settings {
                     _ => Keep::Failed,
                 },
                 keep_for: reader.span("job.keep_for"),
+                refuse_existing_outputs: reader.text("job.existing_outputs") == "refuse",
                 submit_timeout: reader.span("job.submit_timeout"),
                 run_timeout: reader.span("job.run_timeout"),
                 kill_grace: reader.span("job.kill_grace"),

@@ -1,16 +1,16 @@
 //! Named places at which a test lets a worker die.
 //!
-//! They are there only with the feature `crash-points`, which the tests ask for and no release has. The variable
+//! They are there only in builds with debug assertions, which are what the tests run and no release has. The variable
 //! `SPARK_RUNTIME_CRASH_AT` names the place, and after a colon how often it is passed before: `before-settle:2`.
 //!
 //! This module must not know what goes on at a place.
 
 /// The variable that names the place.
-#[cfg(feature = "crash-points")]
+#[cfg(debug_assertions)]
 const VARIABLE: &str = "SPARK_RUNTIME_CRASH_AT";
 
 /// Ends this process as `kill -9` would, if this is the place that was named.
-#[cfg(feature = "crash-points")]
+#[cfg(debug_assertions)]
 pub fn crash_point(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -25,6 +25,6 @@ pub fn crash_point(name: &str) {
 }
 
 /// Does nothing.
-#[cfg(not(feature = "crash-points"))]
+#[cfg(not(debug_assertions))]
 #[inline]
 pub fn crash_point(_name: &str) {}

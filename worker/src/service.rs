@@ -13,7 +13,7 @@ use spark_runtime_protocol::topology::{EXPELLED_QUEUE, JOBS_QUEUE, Topology};
 use tokio::sync::{Semaphore, watch};
 
 use crate::broker::history::History;
-use crate::broker::ledger::tail::follow;
+use crate::broker::ledger::tail::{follow, keep_forgetting};
 use crate::broker::ledger::{Ledger, leave};
 use crate::broker::publisher::Publisher;
 use crate::broker::session::keep_connected;
@@ -242,6 +242,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         connecting,
         pruning,
         tokio::spawn(follow(ledger.clone(), session.clone())),
+        tokio::spawn(keep_forgetting(ledger.clone(), session.clone())),
         tokio::spawn(keep_fenced(client_mode.clone(), ledger.clone())),
         tokio::spawn({
             let ledger = ledger.clone();

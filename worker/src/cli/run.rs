@@ -13,6 +13,7 @@ use spark_runtime_protocol::{Event, EventKind, Job, JobId};
 use super::render::{Progress, exit_of, faults, outcome};
 use super::{CliError, Exit, input, output};
 use crate::config::Settings;
+use crate::job::outputs;
 use crate::job::settle::terminal_event;
 use crate::job::{
     Announce, Attempt, Claim, Context, End, Kept, StopReason, Stopper, clean, keep, run as run_attempt,
@@ -57,6 +58,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         job_type: Some(job.job_type()),
         attempt: 1,
         failures: 0,
+        existing: outputs::existing(&job),
         worker,
         correlation_id: None,
         trace: TraceContext::default(),

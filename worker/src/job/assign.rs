@@ -15,7 +15,7 @@ use super::claim::{Candidate, Ownership, Reader, claim};
 use super::settle::{
     Desk, Outcome, Settled, conflict, exhausted, expelled, look_again, refused, repeat, settle,
 };
-use super::{Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, run};
+use super::{Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, outputs, run};
 use crate::broker::ledger::Held;
 use crate::broker::ledger::fold::{Claimed, JobKey, Open, Standing};
 use crate::broker::message::{Message, Seen};
@@ -160,15 +160,19 @@ impl Assigner {
     }
 
     async fn read(&self, message: Message) -> Option<(Message, Candidate)> {
-        if message.body.len() <= READ_ON_THE_SPOT {
-            let candidate = self.reader.read(&message);
-            return Some((message, candidate));
-        }
         let reader = self.reader.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = if message.body.len() <= READ_ON_THE_SPOT {
             let candidate = reader.read(&message);
-            (message, candidate)
-        });
+            if !candidate.content.as_ref().is_ok_and(|job| outputs::has_places(job)) {
+                return Some((message, candidate));
+            }
+            tokio::task::spawn_blocking(move || (message, with_existing(candidate)))
+        } else {
+            tokio::task::spawn_blocking(move || {
+                let candidate = with_existing(reader.read(&message));
+                (message, candidate)
+            })
+        };
         match read.await {
             Ok(read) => Some(read),
             Err(error) => {
@@ -206,7 +210,12 @@ impl Assigner {
         hold: &Arc<Hold>,
     ) -> Outcome {
         let Work { message, held, claimed, expelled: reason } = work;
-        let claim = Claim { attempt: claimed.attempt, failures: claimed.failures, ..candidate.claim };
+        let claim = Claim {
+            attempt: claimed.attempt,
+            failures: claimed.failures,
+            existing: claimed.existing.to_vec(),
+            ..candidate.claim
+        };
         let (over, watching) = watch::channel(None);
         let key = JobKey::of(&claim.job);
         let running = Running { hold: hold.clone(), stopper: stopper.clone(), over: watching };
@@ -251,6 +260,14 @@ impl Assigner {
         }
         settled.unwrap_or(Outcome::LookAgain)
     }
+}
+
+/// Looks for the outputs that are there already.
+fn with_existing(mut candidate: Candidate) -> Candidate {
+    if let Ok(job) = &candidate.content {
+        candidate.claim.existing = outputs::existing(job);
+    }
+    candidate
 }
 
 /// A job that is ours.

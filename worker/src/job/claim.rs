@@ -61,6 +61,7 @@ impl Reader {
             job_type: None,
             attempt: 0,
             failures: 0,
+            existing: Vec::new(),
             worker: self.worker.clone(),
             correlation_id: message.correlation_id(),
             trace: message.trace(),
@@ -111,7 +112,7 @@ pub async fn claim(
             Ok(terms) => terms,
             Err(ownership) => return ownership,
         };
-        match ledger.claim(job, candidate.digest, terms, Vec::new(), stopper).await {
+        match ledger.claim(job, candidate.digest, terms, candidate.claim.existing.clone(), stopper).await {
             Ok((held, claimed)) => return Ownership::Ours(held, claimed),
             Err(stands) => standing = stands,
         }

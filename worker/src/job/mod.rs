@@ -11,6 +11,7 @@ pub mod check;
 pub mod claim;
 pub mod collect;
 pub mod literal;
+pub mod outputs;
 pub mod settle;
 pub mod source;
 pub mod stage;
@@ -24,13 +25,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 use spark_runtime_protocol::event::{
-    Event, EventData, EventKind, Failure, JobResult, Phases, Resources, TraceContext,
+    Event, EventData, EventKind, Failure, FailureClass, JobResult, Phases, Resources, TraceContext,
 };
 use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::Settings;
+use crate::crash::crash_point;
 use crate::spark::{Awaited, Backend};
 use check::Judge;
 
@@ -72,6 +74,8 @@ pub struct Claim {
     pub attempt: u32,
     /// How many of the earlier attempts failed or were lost.
     pub failures: u32,
+    /// Which of the job's outputs, by their index, were there before its first attempt.
+    pub existing: Vec<u16>,
     /// The worker.
     pub worker: String,
     /// Echoed in events.
@@ -207,6 +211,8 @@ pub struct Course {
     pub directory: Option<PathBuf>,
     /// The directory holds outputs that the events only name.
     pub keep_directory: bool,
+    /// What is to be told about outputs that were there already.
+    pub notes: Vec<String>,
 }
 
 /// One attempt, over.
@@ -247,26 +253,36 @@ async fn run_phases(
     course.directory = Some(directory.clone());
     let judge = context.judge.clone();
     let announce = context.announce.clone();
-    let accepted = claim.event(EventKind::Accepted, |_| {});
+    let refuse = context.settings.job.refuse_existing_outputs;
+    let this = claim.clone();
     // Parsing, checking and writing block; they are done in one go on a thread that may.
     let prepared = tokio::task::spawn_blocking(move || {
         let plan = match judge.plan(&job) {
             Ok(plan) => plan,
             Err(faults) => return Err(End::Rejected(faults)),
         };
+        if refuse && !this.existing.is_empty() {
+            return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
+        }
+        let notes = clear_outputs(&job, &this)?;
+        let accepted = this.event(EventKind::Accepted, |data| {
+            data.message = (!notes.is_empty()).then(|| notes.join("; "));
+        });
         announce.announce(EventKind::Accepted, accepted);
         match stage::stage(&directory, &job, &plan, &text) {
-            Ok(staged) => Ok((job, plan, staged)),
+            Ok(staged) => Ok((job, plan, staged, notes)),
             Err(error) => Err(End::Failed { may_pass: error.may_pass(), failure: Box::new(error.failure()) }),
         }
     })
     .await;
-    let (job, plan, staged) = match prepared {
+    let (job, plan, staged, notes) = match prepared {
         Ok(Ok(prepared)) => prepared,
         Ok(Err(end)) => return end,
         Err(error) => return submit::broken(&format!("staging was cut short: {error}")),
     };
     course.phases.stage = Some(since(started));
+    course.notes = notes;
+    crash_point("after-stage");
     if let Some(reason) = stop.reason() {
         return submit::stopped(reason);
     }
@@ -276,6 +292,7 @@ async fn run_phases(
         Ok(submitted) => submitted,
         Err(end) => return end,
     };
+    crash_point("after-spawn");
     let application_id = submitted.application.id().map(str::to_owned);
     context.announce.announce(
         EventKind::Submitted,
@@ -287,6 +304,19 @@ async fn run_phases(
     let end = collect::collect(context, job, &staged, tracked, course).await;
     course.phases.collect = Some(since(collecting));
     end
+}
+
+/// Makes the places of the outputs what they were before the first attempt; gives what is to be told about them.
+fn clear_outputs(job: &Job, claim: &Claim) -> Result<Vec<String>, End> {
+    let mut notes = outputs::notes(job, &claim.existing);
+    if claim.attempt > 1 {
+        let removed = outputs::remove_leftovers(job, &claim.existing).map_err(|error| End::Failed {
+            failure: Box::new(submit::plain(FailureClass::Staging, error.to_string())),
+            may_pass: true,
+        })?;
+        notes.extend(removed);
+    }
+    Ok(notes)
 }
 
 /// The name of an attempt's directory: readable, and new every time.

@@ -106,9 +106,10 @@ fn terminal(
     fill: impl FnOnce(&mut spark_runtime_protocol::event::EventData),
 ) -> (EventKind, Event) {
     let event = claim.event(kind, |data| {
+        let notes = course.notes.iter().map(|note| ("INFO", note.as_str()));
+        let all = notes.chain(lines.iter().map(|(level, text)| (*level, text.as_str())));
         data.job_result = Some(result);
-        data.job_messages =
-            Some(lines.iter().map(|(level, text)| job_message(data.time, level, text)).collect());
+        data.job_messages = Some(all.map(|(level, text)| job_message(data.time, level, text)).collect());
         data.job_wait_time = Some(claim.taken.as_millisecond());
         data.job_run_time = course.running_since.map(Timestamp::as_millisecond);
         data.job_end_time = Some(data.time.as_millisecond());

@@ -523,6 +523,13 @@ impl Ledger {
         }
     }
 
+    /// Forgets what was written before this place. Gives how many jobs are known that have not ended, and that have.
+    fn forget_before(&self, start: Position) -> (usize, usize) {
+        let mut state = self.state();
+        state.fold.forget_before(start);
+        state.fold.counts()
+    }
+
     /// Writes everything again that was not read back: the log that it was written to is gone.
     fn append_again(&self) {
         let state = self.state();

@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::Ledger;
+use super::record::Position;
 use crate::broker::backoff::Backoff;
 use crate::broker::session::Session;
 
@@ -28,6 +29,11 @@ const ACKNOWLEDGED_TOGETHER: u32 = 500;
 const PROGRESS: Duration = Duration::from_secs(1);
 /// A record that the broker has confirmed, and that does not come while nothing else comes either, will not come.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked what the broker has cut off. It cuts off days after they were written.
+const FORGETTING: Duration = Duration::from_secs(60 * 60);
+/// How long the broker may take to show the first record.
+const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a reading ended.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +170,39 @@ async fn read(
             }
         }
     }
+}
+
+/// Forgets now and then what the broker has cut off, so that this reader knows no more than one that starts now.
+pub async fn keep_forgetting(ledger: Ledger, sessions: watch::Receiver<Option<Session>>) {
+    loop {
+        tokio::time::sleep(FORGETTING).await;
+        let session = sessions.borrow().clone();
+        let Some(session) = session else { continue };
+        match tokio::time::timeout(FIRST_PATIENCE, first(&session)).await {
+            Ok(Ok(Some(offset))) => {
+                let (open, settled) = ledger.forget_before(Position::new(offset, 0));
+                tracing::debug!(offset, open, settled, "what is no longer in the ledger is forgotten");
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "the start of the ledger could not be found out"),
+            Ok(Ok(None)) | Err(_) => {}
+        }
+    }
+}
+
+/// The place of the first message that the stream still has.
+async fn first(session: &Session) -> Result<Option<u64>, lapin::Error> {
+    let channel = session.connection.create_channel().await?;
+    channel.basic_qos(1, BasicQosOptions::default()).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert(STREAM_OFFSET_ARGUMENT.into(), AMQPValue::LongString("first".into()));
+    let options = BasicConsumeOptions::default();
+    let mut consumer = channel.basic_consume(LEDGER_STREAM.into(), "".into(), options, arguments).await?;
+    let found = match consumer.next().await {
+        Some(delivery) => offset(&delivery?),
+        None => None,
+    };
+    channel.close(200, "looked".into()).await?;
+    Ok(found)
 }
 
 /// About how many records the stream has.
