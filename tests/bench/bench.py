@@ -537,7 +537,47 @@ class Bench:
         )
 
 
-MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log"]
+    # ---- the ledger
+
+    def ledger(self):
+        """The start of a worker that finds a million records, half a million jobs that have ended."""
+        records = 1_000_000
+        self.fill_ledger(records)
+        rss = []
+        begun = time.monotonic()
+        with self.worker(self.fake_spark()) as worker:
+            seconds = time.monotonic() - begun
+            rss.append(status(worker, "VmRSS") or 0)
+        index = rss[0] / (records / 2)
+        self.table.add(f"start with {records} records in the ledger", f"{seconds:.1f} s", "", f"{seconds:.1f} s", "10 s", seconds <= 10)
+        self.table.add("the worker's whole memory by settled job", f"{rss[0] / MB:.0f} MB", "", f"{index:.0f} B", "", True)
+
+    def fill_ledger(self, records):
+        connection = self.broker.connect()
+        channel = connection.channel()
+        at = int(time.time() * 1000)
+        instance = "00000000000000aa"
+        exchange = "spark.ledger"
+
+        def write(sequence, record):
+            entry = {"version": 1, "instance": instance, "sequence": sequence, "records": [record]}
+            channel.basic_publish(exchange, "", json.dumps(entry, separators=(",", ":")).encode(), pika.BasicProperties(delivery_mode=2))
+
+        write(0, {"renew": {"name": "bench", "lease_ms": 60000}})
+        for number in range(records // 2):
+            job = str(uuid.UUID(int=number))
+            position = (2 * number + 1) << 8
+            write(2 * number + 1, {"claim": {"job": job, "digest": "00000000000000ff", "terms": "free", "at": at}})
+            write(2 * number + 2, {"settle": {"job": job, "claim": position, "end": "completed", "at": at}})
+            if number % 1000 == 0:
+                connection.process_data_events(0)
+        # What comes after it has been taken when this is answered.
+        channel.confirm_delivery()
+        write(records + 1, {"renew": {"name": "bench", "lease_ms": 60000}})
+        connection.close()
+
+
+MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "ledger"]
 
 
 def arguments():

@@ -8,7 +8,7 @@ use spark_runtime_protocol::client::Submission;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
 use spark_runtime_tests::broker::{Broker, Vhost};
 use spark_runtime_tests::jobs::text;
-use spark_runtime_tests::program::{Worker, hangs, spark_runtime};
+use spark_runtime_tests::program::{Worker, spark_runtime};
 use spark_runtime_tests::wire::Wire;
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];

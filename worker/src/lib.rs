@@ -4,28 +4,36 @@
 //!
 //! ```text
 //!             broker/                        job/                                  spark/
-//! [spark.jobs] ──delivery──> slot ──> claim > check > stage > submit > track ──> guard ──> shim ──> spark-submit
-//!                              ^                                  │                                    │
-//!                              │                                  └──<── words over a Unix socket ── driver
-//!                              └──ack── settle <── collect <──────┘
+//! [spark.jobs] ──delivery──> slot ──> assign > claim > check > stage > submit > track ──> guard ──> shim ──> spark-submit
+//!                              ^                 │                     │                                        │
+//!                              │                 v                     └──<── words over a Unix socket ────── driver
+//!                              │          {spark.ledger}               │
+//!                              │                 ^                     │
+//!                              └──ack── settle ──┴── collect <─────────┘
 //!                                         │
-//!                          publisher <────┴──> spark.results, copies for a retry or the dead queue
+//!                          publisher <────┴──> {spark.history}, then spark.results; copies for a retry or the dead queue
 //! ```
 //!
 //! A **slot** has a channel and a consumer of its own and takes one delivery at a time; there are as many as jobs may run.
-//! The delivery stays unacknowledged until all is said about the job: a worker that dies leaves it to the broker, which
-//! gives it to another.
+//! A delivery says only that a job is to be looked at. The broker gives a message to one consumer at a time, but it takes it
+//! back whenever a connection is lost, and a worker that is cut off does not know that it is; so **whose a job is says the
+//! ledger** ([`broker::ledger`]), and all else follows from it ([`job::assign`]).
 //!
-//! **What goes on at once.** A slot is a task; it waits for the job and for its own channel. When the channel fails, the
-//! broker has taken the delivery back, and the job's processes are killed before the slot takes another. Publishing has
-//! tasks of its own ([`broker::publisher`]): what they were given is published until it is confirmed.
+//! **What goes on at once.** A slot waits for the work on its job, which is a task of its own, and for its own channel. When
+//! the channel fails, the work goes on, and a delivery of the job that comes again takes the place of the lost one.
+//! Publishing has tasks of its own ([`broker::publisher`]): what they were given is published until it is confirmed.
+//!
+//! **Leases.** The worker tells its guard until when drivers may run: nine tenths of a lease after the moment at which it
+//! *sent* the last renewal that it has read back. Others take a job over only when they have heard nothing of its owner for
+//! a whole lease. So there is no moment at which both run it, whoever is stopped, cut off or late.
 //!
 //! **Processes** are never children of the worker but of a **guard** ([`spark::guard`]), which kills them when the
 //! worker is gone or does not answer. The driver tells over a socket what happened; its output is only kept.
 //!
 //! **Truth.** A job has completed when its driver says so *and* its processes ended in order ([`job::collect`]).
 //!
-//! **One place each**: what is published in which order ([`job::settle`]), whether there is another attempt (the same),
+//! **One place each**: what a record means ([`broker::ledger::fold`]), what is published in which order ([`job::settle`]),
+//! whether there is another attempt (the same),
 //! what may be asked of spark-submit ([`spark::policy`]), what differs between brokers ([`broker::server`]).
 //!
 //! `job` talks to `broker` and to `spark`; those two do not talk to each other.

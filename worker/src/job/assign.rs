@@ -107,6 +107,10 @@ impl Assigner {
     async fn assign(self: Arc<Self>, assignment: Assignment, expelled: Option<String>) -> Settled {
         let Assignment { message, mut stop, stopper, hold } = assignment;
         let Some((message, candidate)) = self.read(message).await else { return Settled::Leave };
+        if stop.reason() > Some(StopReason::Cancel) {
+            self.desk.publisher.give_back(&message, 1).await;
+            return Settled::Acknowledge;
+        }
         loop {
             let asked = claim(&self.desk.ledger, &candidate, &message, &stopper);
             let ownership = tokio::select! {
@@ -114,7 +118,7 @@ impl Assigner {
                 // A claim that is decided counts, also when the worker is told to leave at the same time.
                 ownership = asked => ownership,
                 _ = stop.stronger(Some(StopReason::Cancel)) => {
-                    self.desk.publisher.give_back(&message, candidate.claim.attempt.max(1)).await;
+                    self.desk.publisher.give_back(&message, 1).await;
                     return Settled::Acknowledge;
                 }
             };

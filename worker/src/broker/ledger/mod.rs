@@ -43,6 +43,9 @@ const MARGIN: u32 = 10;
 /// An instance that holds jobs renews so often within a lease.
 const RENEWALS: u32 = 4;
 
+/// How long after the work on a job broke off its processes may still be there.
+const AFTERMATH: Duration = Duration::from_secs(30);
+
 /// The ledger as this worker instance sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger(Arc<Shared>);
@@ -94,7 +97,7 @@ struct Holding {
     stopper: Stopper,
 }
 
-/// A job that this instance has. Dropping it gives the job back: whoever drops it did not get to its end.
+/// A job that this instance has. Dropping it gives the job back after a while: whoever drops it did not get to its end.
 #[derive(Debug)]
 pub struct Held {
     ledger: Option<Ledger>,
@@ -215,8 +218,6 @@ impl Ledger {
     }
 
     /// Says that a job has ended by this claim. Its terminal event, of the time `at`, has to be in the history.
-    ///
-    /// Gives the job back to the caller when the claim is no longer in force: somebody else decides about the job then.
     ///
     /// # Errors
     /// The claim is not in force.
@@ -383,10 +384,11 @@ impl Ledger {
                     holding.stopper.stop(StopReason::Cancel);
                 }
             }
-            (Record::Claim { job, .. }, Effect::Claimed(claimed)) if instance != self.0.instance => {
-                if claimed.superseded.is_some_and(|owner| owner.instance == self.0.instance) {
-                    lose(state, JobKey::of(job), job);
-                }
+            (Record::Claim { job, .. }, Effect::Claimed(claimed))
+                if instance != self.0.instance
+                    && claimed.superseded.is_some_and(|owner| owner.instance == self.0.instance) =>
+            {
+                lose(state, JobKey::of(job), job);
             }
             (Record::Leave, Effect::Left(_)) if instance == self.0.instance => self.die(state),
             _ => {}
@@ -580,13 +582,18 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(ledger) = self.ledger.take() {
+        let Some(ledger) = self.ledger.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (job, claim) = (self.job.clone(), self.claim);
+        // Whoever held the job broke off, and what he had started is being killed: nobody else may start it meanwhile.
+        runtime.spawn(async move {
+            tokio::time::sleep(AFTERMATH).await;
             let mut state = ledger.state();
-            let key = JobKey::of(&self.job);
-            if state.held.get(&key).is_some_and(|holding| holding.claim == self.claim) {
+            let key = JobKey::of(&job);
+            if state.held.get(&key).is_some_and(|holding| holding.claim == claim) {
                 state.held.remove(&key);
-                ledger.give_back(&mut state, &self.job, self.claim, Reason::Lost);
+                ledger.give_back(&mut state, &job, claim, Reason::Lost);
             }
-        }
+        });
     }
 }
