@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod broker;
+mod chaos;
 mod command_line;
 mod faults;
 mod hostile;

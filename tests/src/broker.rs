@@ -7,7 +7,7 @@
 )]
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,6 +15,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use spark_runtime_protocol::client::{Client, Submission, Subscription, Topic};
 use spark_runtime_protocol::connect::Endpoint;
@@ -53,6 +55,12 @@ impl Broker {
     pub fn start(environment: &[(&str, &str)]) -> Self {
         let directory =
             std::env::temp_dir().join(format!("spark-runtime-test-broker-{}", uuid::Uuid::new_v4().simple()));
+        Self::start_in(directory, environment)
+    }
+
+    /// The same with its data and logs in a folder of the caller's choice.
+    #[must_use]
+    pub fn start_in(directory: PathBuf, environment: &[(&str, &str)]) -> Self {
         let mut broker = Self { directory, settings: HashMap::new() };
         broker.up(environment);
         broker
@@ -81,6 +89,49 @@ impl Broker {
         self.command("down");
     }
 
+    /// Kills it as a loss of power would, but that what it has written is there; its data stays.
+    pub fn kill(&self) {
+        let _ = kill(self.pid(), Signal::SIGKILL);
+    }
+
+    /// The process that is the broker.
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.settings["BROKER_PID"].parse().unwrap())
+    }
+
+    /// Calls a function inside the broker and gives what it says: `call` is module, function and list of arguments, in
+    /// Erlang's words.
+    ///
+    /// # Errors
+    /// When the broker is not there.
+    pub fn call(&self, call: &str) -> io::Result<String> {
+        let environment = std::fs::read(format!("/proc/{}/environ", self.pid()))?;
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let value = |name: &str| {
+            let mut pairs = environment.split('\0').filter_map(|pair| pair.split_once('='));
+            pairs.find_map(|(key, value)| (key == name).then_some(value)).unwrap_or_default()
+        };
+        // The cookie that lets one in lies in the broker's home, which may be in a root of the broker's own.
+        let home = format!("/proc/{}/root{}", self.pid(), value("HOME"));
+        let said = Command::new("erl_call")
+            .args(["-n", &self.settings["BROKER_NODE"], "-a", call])
+            .env("HOME", home)
+            .env("ERL_EPMD_PORT", value("ERL_EPMD_PORT"))
+            .stdin(Stdio::null())
+            .output()?;
+        if said.status.success() {
+            Ok(String::from_utf8_lossy(&said.stdout).into_owned())
+        } else {
+            Err(io::Error::other(String::from_utf8_lossy(&said.stderr).into_owned()))
+        }
+    }
+
+    /// Whether it takes connections.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        TcpStream::connect(("127.0.0.1", self.port())).is_ok()
+    }
+
     /// Kills it and removes its data.
     pub fn remove(&self) {
         self.command("remove");
@@ -102,6 +153,13 @@ impl Broker {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.settings["AMQP_PORT"].parse().unwrap()
+    }
+
+    /// The address of its first virtual host by way of a port, with user and password.
+    #[must_use]
+    pub fn uri_at(&self, port: impl std::fmt::Display) -> String {
+        let (user, password) = (&self.settings["HTTP_USER"], &self.settings["HTTP_PASSWORD"]);
+        format!("amqp://{user}:{password}@127.0.0.1:{port}/%2f")
     }
 
     /// A virtual host that nobody else uses, without anything in it.
@@ -134,25 +192,32 @@ impl Broker {
     /// # Panics
     /// When it does not answer.
     pub fn http_status(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        self.try_http(method, path, body).expect("the management interface answers")
+    }
+
+    /// The same for a broker that may be away.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn try_http(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<(u16, Value)> {
         let authority =
             self.settings["HTTP_URI"].trim_start_matches("http://").trim_end_matches('/').to_owned();
         let login = format!("{}:{}", self.settings["HTTP_USER"], self.settings["HTTP_PASSWORD"]);
         let login = base64::engine::general_purpose::STANDARD.encode(login);
         let body = body.map(ToString::to_string).unwrap_or_default();
-        let mut stream = TcpStream::connect(&authority).expect("the management interface answers");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = TcpStream::connect(&authority)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         write!(
             stream,
             "{method} {path} HTTP/1.0\r\nHost: {authority}\r\nAuthorization: Basic {login}\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
-        )
-        .unwrap();
+        )?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        stream.read_to_string(&mut answer)?;
         let (head, text) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-        (status, serde_json::from_str(text).unwrap_or(Value::Null))
+        Ok((status, serde_json::from_str(text).unwrap_or(Value::Null)))
     }
 }
 
@@ -166,7 +231,7 @@ pub struct Vhost {
 impl Drop for Vhost {
     fn drop(&mut self) {
         // The broker is removed with everything on it; a test that ends while it is down must not fail by this.
-        if TcpStream::connect(("127.0.0.1", self.broker.port())).is_ok() {
+        if self.broker.is_there() {
             self.broker.http_status("DELETE", &format!("/api/vhosts/{}", self.name), None);
         }
     }

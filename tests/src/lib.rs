@@ -4,6 +4,7 @@
 //! Every test has a virtual host of its own on one broker, so that tests run side by side and see nothing of each other.
 
 pub mod broker;
+pub mod chaos;
 pub mod jobs;
 pub mod program;
 pub mod wire;

@@ -26,8 +26,11 @@ pub fn fake_spark_submit() -> PathBuf {
 }
 
 fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.ancestors().nth(2).unwrap().join(name);
+    let this = std::env::current_exe().unwrap();
+    let folder = this.parent().unwrap();
+    // Tests lie one folder further down than programs.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
+    let path = folder.join(name);
     assert!(path.exists(), "{} is not built; run cargo build --workspace --bins", path.display());
     path
 }
@@ -66,18 +69,7 @@ impl Worker {
         settings: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let log = File::options().create(true).append(true).open(home.path().join("worker.log")).unwrap();
-        let mut command = Command::new(binary());
-        command.env("SPARK_RUNTIME__BROKER__URI", uri);
-        let child = set(&mut command, home.path())
-            .args(settings.iter().flat_map(|setting| ["--set", setting]))
-            .arg("worker")
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("the worker starts");
+        let child = start_worker(home.path(), &home.path().join("worker.log"), uri, settings, environment);
         Self { child, home }
     }
 
@@ -128,6 +120,32 @@ impl Worker {
         })
         .await;
     }
+}
+
+/// Starts a worker whose attempts lie below `home` and whose output, and that of all its helpers, goes to `log`.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn start_worker<S: AsRef<str>>(
+    home: &Path,
+    log: &Path,
+    uri: &str,
+    settings: &[S],
+    environment: &[(&str, &str)],
+) -> Child {
+    let log = File::options().create(true).append(true).open(log).unwrap();
+    let mut command = Command::new(binary());
+    command.env("SPARK_RUNTIME__BROKER__URI", uri);
+    set(&mut command, home)
+        .args(settings.iter().flat_map(|setting| ["--set", setting.as_ref()]))
+        .arg("worker")
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("the worker starts")
 }
 
 trait OwnedOr {
@@ -193,13 +211,24 @@ pub async fn hangs(counter: &Path) {
 /// The processes whose current directory lies below `folder`.
 #[must_use]
 pub fn processes_below(folder: &Path) -> Vec<i32> {
+    processes_by(folder, &["cwd"])
+}
+
+/// The processes that work below `folder` or whose standard output or error goes to a file there, as those of workers,
+/// their guards and all other helpers do.
+#[must_use]
+pub fn processes_of(folder: &Path) -> Vec<i32> {
+    processes_by(folder, &["cwd", "fd/1", "fd/2"])
+}
+
+fn processes_by(folder: &Path, links: &[&str]) -> Vec<i32> {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&folder))
-    })
-    .collect()
+    let leads_there = |pid: i32, link: &str| {
+        std::fs::read_link(format!("/proc/{pid}/{link}")).is_ok_and(|path| path.starts_with(&folder))
+    };
+    pids.filter(|pid| links.iter().any(|link| leads_there(*pid, link))).collect()
 }
 
 /// The processes that have `parent` as their parent.

@@ -31,6 +31,8 @@
 //!                                   and holds the standard output and error open
 //! # fake: record PATH               writes arguments, environment and directory to PATH, as JSON
 //! # fake: journal PATH              appends a line to PATH now and one at an orderly end; see `Journal`
+//! # fake: kill-worker               kills the worker that started it, as a job that is too much for its machine does,
+//!                                   and waits for its own end
 //! # fake: times N PATH DIRECTIVE    does DIRECTIVE the first N times only, counted by the length of PATH
 //! ```
 //!
@@ -47,9 +49,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{SigHandler, Signal, raise, signal};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
+use nix::sys::signal::{SigHandler, Signal, kill, raise, signal};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, getppid};
 use serde_json::{Value, json};
 
 const DRIVER: &str = "ModelOpPySparkDriver.py";
@@ -117,7 +120,7 @@ fn run() -> Result<u8, Trouble> {
     }
     let code = fake.follow(&directives)?;
     for journal in &mut fake.journals {
-        journal.line("end", &fake.job)?;
+        journal.line("end", &fake.job, Some(code))?;
     }
     Ok(code)
 }
@@ -155,8 +158,8 @@ struct Directive {
 }
 
 /// The directives that take no argument, those that take one or more words, and those that may go without.
-const BARE: [&str; 7] =
-    ["hello", "running", "complete", "hang-up", "crash-before-hello", "hang", "ignore-term"];
+const BARE: [&str; 8] =
+    ["hello", "running", "complete", "hang-up", "crash-before-hello", "hang", "ignore-term", "kill-worker"];
 const WITH_WORDS: [(&str, usize); 17] = [
     ("results", 1),
     ("fail", 2),
@@ -269,9 +272,13 @@ impl Fake {
             "exit" => return number(directive, rest).map(Some),
             "signal" => raise(Signal::try_from(number::<i32>(directive, rest)?)?)?,
             "sleep" => std::thread::sleep(Duration::from_secs_f64(number(directive, rest)?)),
-            "hang" => loop {
-                std::thread::park();
-            },
+            "hang" => hang(),
+            "kill-worker" => {
+                if let Some(worker) = worker_above()? {
+                    kill(worker, Signal::SIGKILL)?;
+                }
+                hang()
+            }
             "ignore-term" => ignore_term()?,
             "wait-for" => {
                 io::copy(&mut File::open(rest)?, &mut io::sink())?;
@@ -299,7 +306,7 @@ impl Fake {
             "journal" => {
                 let mut journal = Journal::open(rest, &self.job)?;
                 let what = if journal.is_alone { "start" } else { "overlap" };
-                journal.line(what, &self.job)?;
+                journal.line(what, &self.job, None)?;
                 self.journals.push(journal);
             }
             "times" => return self.times(directive),
@@ -384,6 +391,30 @@ impl Fake {
     }
 }
 
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The worker that this process descends from; `None` when it is gone already.
+fn worker_above() -> io::Result<Option<Pid>> {
+    let mut pid = getppid();
+    while pid.as_raw() > 1 {
+        let command = fs::read(format!("/proc/{pid}/cmdline"))?;
+        let mut words = command.split(|byte| *byte == 0);
+        let is_program = words.next().is_some_and(|program| program.ends_with(b"spark-runtime"));
+        if is_program && words.any(|word| word == b"worker") {
+            return Ok(Some(pid));
+        }
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        let parent = parent.and_then(|parent| parent.trim().parse().ok()).unwrap_or_default();
+        pid = Pid::from_raw(parent);
+    }
+    Ok(None)
+}
+
 fn ignore_term() -> Result<(), Trouble> {
     // SAFETY: no handler of ours runs; the signal is ignored.
     unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }?;
@@ -416,15 +447,16 @@ fn spawn_daemon(seconds: &str) -> Result<(), Trouble> {
 }
 
 /// A file that many fakes append to, one JSON object a line:
-/// `{"what":"start","job":"...","pid":1,"boottime_ns":2}`.
+/// `{"what":"start","job":"...","pid":1,"boottime_ns":2,"unix_ns":3,"directory":"..."}`.
 ///
-/// `what` is `start` and, at an orderly end, `end`. It is `overlap` instead of `start` when another fake with the same
-/// journal and the same job was there at that moment: that is told by a lock that the system takes away from a process
-/// when it ends, however it ends, and by no clock.
+/// `what` is `start` and, at an orderly end, `end`, which has the exit `code` too. It is `overlap` instead of `start` when
+/// another fake with the same journal and the same job, or anything that such a fake has started, was there at that
+/// moment: that is told by a lock that the system takes away when the last process that has it open ends, however it
+/// ends, and by no clock. A run that was killed has no line for its end.
 struct Journal {
     file: File,
     is_alone: bool,
-    /// Held until the process is gone.
+    /// Held until the process, and what it started, is gone.
     _lock: Option<Flock<File>>,
 }
 
@@ -433,16 +465,29 @@ impl Journal {
         let open = |path: &str| OpenOptions::new().append(true).create(true).open(path);
         let file = open(path)?;
         match Flock::lock(open(&format!("{path}.{job}.lock"))?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { file, is_alone: true, _lock: Some(lock) }),
+            Ok(lock) => {
+                // Whatever is started from here on holds the lock with this process.
+                fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+                Ok(Self { file, is_alone: true, _lock: Some(lock) })
+            }
             Err((_, Errno::EWOULDBLOCK)) => Ok(Self { file, is_alone: false, _lock: None }),
             Err((_, error)) => Err(error.into()),
         }
     }
 
-    fn line(&mut self, what: &str, job: &str) -> Result<(), Trouble> {
-        let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
-        let boottime_ns = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
-        let line = json!({"what": what, "job": job, "pid": std::process::id(), "boottime_ns": boottime_ns});
+    fn line(&mut self, what: &str, job: &str, code: Option<u8>) -> Result<(), Trouble> {
+        let now = |clock| clock_gettime(clock).map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
+        let mut line = json!({
+            "what": what,
+            "job": job,
+            "pid": std::process::id(),
+            "boottime_ns": now(ClockId::CLOCK_BOOTTIME)?,
+            "unix_ns": now(ClockId::CLOCK_REALTIME)?,
+            "directory": std::env::current_dir()?.to_string_lossy(),
+        });
+        if let Some(code) = code {
+            line["code"] = code.into();
+        }
         // One write in append mode: lines of several processes do not mix.
         Ok(self.file.write_all(format!("{line}\n").as_bytes())?)
     }
