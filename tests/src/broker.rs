@@ -1,4 +1,6 @@
 //! A real RabbitMQ for the tests, started by `deploy/broker` and removed when the test program ends.
+//!
+//! `SPARK_RUNTIME_TEST_BROKER` chooses the release, as 4.0; without it the machine's own is taken.
 
 #![expect(
     clippy::unwrap_used,
@@ -25,6 +27,9 @@ use spark_runtime_protocol::{Event, EventKind, JobId};
 
 use crate::PATIENCE;
 
+/// The variable that chooses the release of RabbitMQ.
+const RELEASE: &str = "SPARK_RUNTIME_TEST_BROKER";
+
 /// The broker that all tests of a program share.
 #[derive(Debug)]
 pub struct Broker {
@@ -33,6 +38,22 @@ pub struct Broker {
 }
 
 static SHARED: OnceLock<Broker> = OnceLock::new();
+
+/// The root folder of the system whose RabbitMQ is tested; empty for the machine's own.
+fn root() -> &'static str {
+    static ROOT: OnceLock<String> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let Ok(release) = std::env::var(RELEASE) else { return String::new() };
+        let install = Command::new(crate::project().join("deploy/install"))
+            .args(["--broker", &release])
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("deploy/install starts");
+        assert!(install.status.success(), "there is no RabbitMQ {release}");
+        String::from_utf8(install.stdout).unwrap().trim().to_owned()
+    })
+}
 
 extern "C" fn remove_shared() {
     if let Some(broker) = SHARED.get() {
@@ -71,6 +92,7 @@ impl Broker {
         let started = Command::new(crate::project().join("deploy/broker"))
             .arg("up")
             .arg(&self.directory)
+            .env("BROKER_ROOT", root())
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .output()
