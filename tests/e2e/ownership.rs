@@ -327,3 +327,65 @@ async fn a_worker_that_refuses_existing_outputs_says_which() {
     let faults = place.end_of("there").await.data.faults.unwrap();
     assert_eq!(faults[0].pointer, "/outputData/0/fileUrl");
 }
+
+#[tokio::test]
+async fn what_is_none_of_the_ledgers_is_skipped_and_never_a_claim() {
+    use lapin::BasicProperties;
+    use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    let endpoint = spark_runtime_protocol::connect::Endpoint::new(&uri, Duration::from_secs(10)).unwrap();
+    let connection = endpoint.connect("test ledger").await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let claim = |version: u32, job: &str, at: u64| {
+        format!(
+            r#"{{"version":{version},"instance":"00000000000000aa","sequence":1,"records":[{{"renew":{{"name":"x","lease_ms":86400000}}}},{{"claim":{{"job":"{job}","digest":"0000000000000000","terms":"free","at":{at}}}}}]}}"#
+        )
+    };
+    let mut bodies = vec![
+        String::new(),
+        "garbage".to_owned(),
+        "\u{0}\u{0}".to_owned(),
+        claim(2, "victim", 1_800_000_000_000),
+        claim(1, "victim", u64::MAX / 2),
+        claim(1, "victim", 5_000_000_000_000),
+        claim(1, &"v".repeat(1 << 20), 1_800_000_000_000),
+        claim(1, "vic/tim", 1_800_000_000_000),
+    ];
+    bodies.extend((0..3000).map(|n| format!("garbage {n}")));
+    // Before the worker reads its first record, and while it reads on.
+    let (before, after) = bodies.split_at(1500);
+    let publish = async |body: &String| {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        channel
+            .basic_publish(
+                "spark.ledger".into(),
+                "".into(),
+                options,
+                body.as_bytes(),
+                BasicProperties::default(),
+            )
+            .await
+            .unwrap()
+    };
+    for body in before {
+        publish(body).await;
+    }
+    let worker = Worker::start(&uri, &SETTINGS);
+    worker.logged("the ledger has been read").await;
+    for body in after.iter().chain(before) {
+        publish(body).await;
+    }
+    place.publish("victim", text("victim", &["complete"])).await;
+    let end = place.end_of("victim").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 1));
+    assert!(
+        worker.log().contains("the record is of version 2, this worker reads version 1"),
+        "{}",
+        worker.log()
+    );
+    assert!(worker.log().lines().filter(|line| line.contains("was skipped")).count() < 50);
+    let _ = connection.close(200, "done".into()).await;
+}
