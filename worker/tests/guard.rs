@@ -12,11 +12,13 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
-use nix::unistd::Pid;
+use nix::sys::time::TimeValLike;
+use nix::unistd::{self, Pid};
 use spark_runtime_worker::config::SparkSettings;
 use spark_runtime_worker::spark::client_mode::ClientMode;
 use spark_runtime_worker::spark::guard::{
@@ -526,6 +528,180 @@ async fn a_guard_that_was_abandoned_takes_everything_along() {
     guard.abandon();
     assert_eq!(in_time(running.exited()).await.status, ExitStatus::Lost);
     scene.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_that_is_used_again_passes_nothing_on() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let probe = r#"umask; ulimit -a; pwd; env | sort; nice; cat /proc/self/oom_score_adj
+        grep -E '^(SigBlk|SigIgn|Cap)' /proc/self/status; readlink /proc/$$/fd/0
+        for one in /proc/$PPID/fd/* /proc/$$/fd/*; do readlink $one; done | sed 's/[0-9]*\]$//' | sort
+        readlink /proc/$PPID/cwd; cat /proc/$PPID/oom_score_adj; grep -E '^Sig(Blk|Ign|Cgt)' /proc/$PPID/status"#;
+    let mess = r#"umask 077; ulimit -n 50; ulimit -f 10; cd /; renice -n 5 $$; trap "" TERM HUP USR1
+        exec 5<>/dev/zero 6</dev/null; echo 900 >/proc/$$/oom_score_adj; export LEAK=1; touch x; printf junk; printf junk >&2
+        setsid sleep 1000 & (setsid sleep 1000 &)
+        i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done
+        head -c 60000000 /dev/zero | tail -c 60000000 >/dev/null; kill -9 $$"#;
+    // A log that is there already is open from the first moment.
+    fs::write(scene.path("stdout"), "").unwrap();
+    fs::write(scene.path("stderr"), "").unwrap();
+    let mut shims = Vec::new();
+    let mut said = Vec::new();
+    let mut exits = Vec::new();
+    for script in [probe, mess, probe, mess, probe] {
+        let script = format!("echo $PPID >shim; {script}");
+        exits.push(scene.run(&guard, &script).await);
+        shims.push(fs::read_to_string(scene.path("shim")).unwrap());
+        said.push((scene.stdout(), fs::read_to_string(scene.path("stderr")).unwrap_or_default()));
+        scene.nothing_is_left();
+    }
+    assert!(shims.iter().all(|shim| *shim == shims[0]), "one shim for all: {shims:?}");
+    assert!(said[0].0.lines().count() > 20, "{}", said[0].0);
+    for after in [2, 4] {
+        assert_eq!(said[after], said[0]);
+        assert_eq!(exits[after].status, ExitStatus::Code(0));
+        assert!(exits[after].peak_memory < 40_000_000, "{}", exits[after].peak_memory);
+        assert!(exits[after].processor_time < exits[after - 1].processor_time, "{exits:?}");
+        assert_eq!((exits[after].leftovers, exits[after].by_us, exits[after].oom_killed), (0, false, false));
+        assert_eq!(exits[after].stdout.produced, said[after].0.len() as u64);
+    }
+    for of_mess in [&exits[1], &exits[3]] {
+        assert_eq!((of_mess.status, of_mess.leftovers), (ExitStatus::Signal(9), 2));
+        assert!(of_mess.peak_memory > 60_000_000, "{}", of_mess.peak_memory);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_for_a_launch_that_has_ended_is_not_taken_for_the_next_one() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    for _ in 0..50 {
+        let mut ended = guard.launch(scene.launch("/bin/true", &[])).await.unwrap();
+        // Sent while the first one ends, and when it has ended.
+        ended.kill();
+        ended.exited().await;
+        let (kill, launch) = (async { ended.kill() }, guard.launch(scene.shell("exit 6")));
+        let ((), next) = tokio::join!(kill, launch);
+        ended.kill();
+        let exit = in_time(next.unwrap().exited()).await;
+        assert_eq!((exit.status, exit.by_us), (ExitStatus::Code(6), false));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_that_was_killed_while_it_had_nothing_to_do_costs_nothing() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    for _ in 0..50 {
+        assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3));
+        let shim = children(pid_of(&guard))[0];
+        signal(shim, Signal::SIGKILL);
+        until(|| !alive(shim), || "the shim lives".into());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_that_is_killed_at_any_phase_leaves_nothing() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let mut lost = 0;
+    for _ in 0..50 {
+        let launching = tokio::spawn({
+            let (guard, launch) = (guard.clone(), scene.shell(TREE));
+            async move { Ok::<_, LaunchError>(guard.launch(launch).await?.exited().await) }
+        });
+        // The phase is the point here: any moment will do.
+        let phase = Duration::from_micros(u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * 20);
+        until(|| !children(pid_of(&guard)).is_empty(), || "no shim came".into());
+        std::thread::sleep(phase);
+        for shim in children(pid_of(&guard)) {
+            let _ = kill(Pid::from_raw(shim), Signal::SIGKILL);
+        }
+        match in_time(launching).await.unwrap() {
+            Ok(exit) => assert_eq!(exit.status, ExitStatus::Lost),
+            Err(LaunchError::GuardLost { .. }) => lost += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+        scene.nothing_is_left();
+    }
+    println!("{lost} of 50 before they ran");
+    assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "the guard goes on");
+}
+
+/// A file system whose server never answers, if the machine lets us make one.
+struct DeadDisk {
+    place: PathBuf,
+    _server: fs::File,
+}
+
+impl DeadDisk {
+    fn mount(place: PathBuf) -> Option<DeadDisk> {
+        fs::create_dir(&place).unwrap();
+        let server = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        let path = std::ffi::CString::new(place.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: every text ends with a NUL and outlives the call.
+        let mounted = unsafe {
+            libc::mount(c"dead".as_ptr(), path.as_ptr(), c"fuse".as_ptr(), 0, options.as_ptr().cast())
+        };
+        (mounted == 0).then_some(DeadDisk { place, _server: server })
+    }
+}
+
+impl Drop for DeadDisk {
+    fn drop(&mut self) {
+        let path = std::ffi::CString::new(self.place.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: as above.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_does_not_answer_holds_up_its_own_launch_alone_and_saves_nothing() {
+    let scene = Scene::new().await;
+    let Some(disk) = DeadDisk::mount(scene.path("dead")) else {
+        println!("skipped: needs the right to mount");
+        return;
+    };
+    let guard = Guard::start(binary()).await.unwrap();
+    let good = || scene.shell("sleep 1000");
+    for hanging in [
+        Launch { program: disk.place.join("program"), ..good() },
+        Launch { directory: disk.place.clone(), ..good() },
+        Launch { stdout: disk.place.join("stdout"), ..good() },
+    ] {
+        let launching = || {
+            let (guard, launch) = (guard.clone(), hanging.clone());
+            tokio::spawn(async move { guard.launch(launch).await.map(drop) })
+        };
+        let given_up = launching();
+        until(|| !children(pid_of(&guard)).is_empty(), || "no shim came".into());
+        let hung = children(pid_of(&guard));
+        assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "others go on");
+        assert!(!given_up.is_finished() && alive(hung[0]));
+        given_up.abort();
+        until(|| !alive(hung[0]), || "the launch that was given up stayed".into());
+
+        let fenced = launching();
+        assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "others go on");
+        guard.alive_until(Some(BootTime::now()));
+        assert!(matches!(in_time(fenced).await.unwrap(), Err(LaunchError::GuardLost { .. })));
+        until(|| children(pid_of(&guard)).is_empty(), || "the launch that was fenced stayed".into());
+        guard.alive_until(None);
+    }
+
+    let launch = Launch { program: disk.place.join("program"), ..good() };
+    let orphaned = tokio::spawn({
+        let guard = guard.clone();
+        async move { guard.launch(launch).await.map(drop) }
+    });
+    assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "others go on");
+    signal(pid_of(&guard), Signal::SIGKILL);
+    assert!(matches!(in_time(orphaned).await.unwrap(), Err(LaunchError::GuardLost { .. })));
+    in_time(guard.lost()).await;
+    assert_eq!(children(std::process::id().cast_signed()), Vec::<i32>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1170,6 +1346,102 @@ async fn a_last_will_is_refused_when_it_cannot_be_kept_and_never_shows_what_is_s
     in_time(guard.lost()).await;
     assert!(matches!(guard.last_will(&will).await, Err(LastWillError::GuardLost)));
     assert!(matches!(guard.no_last_will().await, Err(LastWillError::GuardLost)));
+}
+
+/// Processor time of a process and of the children that it has waited for, in microseconds.
+fn processor_time(pid: i32) -> (u64, u64) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_ascii_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    let tick =
+        1_000_000 / u64::try_from(unistd::sysconf(unistd::SysconfVar::CLK_TCK).unwrap().unwrap()).unwrap();
+    ((fields[11] + fields[12]) * tick, (fields[13] + fields[14]) * tick)
+}
+
+/// Prints how long a launch takes when none has been for a while.
+async fn cold_launches(scene: &Scene, guard: &Guard, program: &str) {
+    let mut times = Vec::new();
+    for _ in 0..15 {
+        until(|| children(pid_of(guard)).is_empty(), || "a shim stayed".into());
+        let began = Instant::now();
+        let mut running = guard.launch(scene.launch(program, &[])).await.unwrap();
+        times.push((began.elapsed(), {
+            running.exited().await;
+            began.elapsed()
+        }));
+    }
+    times.sort();
+    println!("cold: started and ended after {:?}", times[times.len() / 2]);
+}
+
+/// Prints what a launch costs: processor time by process, and how long it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; to be run alone, optimised, with --nocapture"]
+async fn what_a_launch_costs() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let (launches, program) = (3000, std::env::var("PROGRAM").unwrap_or("/bin/true".into()));
+    cold_launches(&scene, &guard, &program).await;
+    for at_once in [1, 2, 8] {
+        let before = processor_time(pid_of(&guard));
+        let shims_before: u64 = children(pid_of(&guard)).into_iter().map(|shim| processor_time(shim).0).sum();
+        let own_before = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+        let began = Instant::now();
+        let mut all = tokio::task::JoinSet::new();
+        for lane in 0..at_once {
+            let guard = guard.clone();
+            let launch = scene.launch(&program, &[]);
+            let folder = scene.folder.path().to_owned();
+            all.spawn(async move {
+                let mut measured = Vec::new();
+                for _ in 0..launches / at_once {
+                    let began = Instant::now();
+                    let launch = Launch {
+                        stdout: folder.join(format!("{lane}.out")),
+                        stderr: folder.join(format!("{lane}.err")),
+                        ..launch.clone()
+                    };
+                    let mut running = guard.launch(launch).await.unwrap();
+                    let started = began.elapsed();
+                    let exit = running.exited().await;
+                    assert_eq!(exit.status, ExitStatus::Code(0));
+                    measured.push((started, began.elapsed(), exit.processor_time));
+                }
+                measured
+            });
+        }
+        let measured: Vec<_> = all.join_all().await.into_iter().flatten().collect();
+        let wall = began.elapsed();
+        let count = measured.len() as u64;
+        let middle = |mut times: Vec<Duration>| {
+            times.sort();
+            times[times.len() / 2]
+        };
+        let started = middle(measured.iter().map(|times| times.0).collect());
+        let ended = middle(measured.iter().map(|times| times.1).collect());
+        let programs = measured.iter().map(|times| times.2.as_micros() as u64).sum::<u64>();
+        let now = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+        let own =
+            |usage: Usage| usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+        let worker = (own(now) - own(own_before)) as u64;
+        let after = processor_time(pid_of(&guard));
+        let shims_after: u64 = children(pid_of(&guard)).into_iter().map(|shim| processor_time(shim).0).sum();
+        let gone = after.1 - before.1;
+        println!(
+            "{at_once} at once: worker {} guard {} shims+programs reaped {} shims living {} programs {} us each; started {started:?} ended {ended:?} {:.0}/s",
+            worker / count,
+            (after.0 - before.0) / count,
+            gone / count,
+            shims_after.saturating_sub(shims_before) / count,
+            programs / count,
+            count as f64 / wall.as_secs_f64(),
+        );
+    }
 }
 
 /// A memory cgroup of 128 MiB, if the machine lets us make one.

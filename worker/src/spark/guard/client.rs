@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::process::{self, Reaped};
 use super::shim;
-use super::wire::{self, Command, Ending, Received, Report, TextsWriter};
+use super::wire::{self, Attachment, Command, Ending, Inbox, Report, TextsWriter};
 use super::{BootTime, Exit, ExitStatus, GuardError, LastWill, LastWillError, Launch, LaunchError, Step};
 
 /// A guard that is well answers within some milliseconds.
@@ -63,7 +63,7 @@ pub struct Running {
 #[derive(Debug)]
 struct Outgoing {
     command: Command,
-    attached: Option<OwnedFd>,
+    attached: Option<Attachment>,
     /// Where somebody waits until it has been sent. Dropped without a word when the guard is gone.
     sent: Option<oneshot::Sender<io::Result<()>>>,
 }
@@ -71,6 +71,8 @@ struct Outgoing {
 /// What guards and runnings hold on to.
 #[derive(Debug)]
 struct Link {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    /// What the guard did not take at once.
     outgoing: mpsc::UnboundedSender<Outgoing>,
     until: watch::Sender<Option<BootTime>>,
     lost: watch::Receiver<bool>,
@@ -82,6 +84,9 @@ struct Link {
 #[derive(Debug)]
 struct Waiting {
     launches: Mutex<Launches>,
+    /// How many commands are waiting to be sent. Whoever sends past them holds this lock and has seen that there are
+    /// none.
+    queued: Mutex<usize>,
     /// Absent once it has been taken to be waited for.
     guard: Mutex<Option<Child>>,
     /// The last moment of which the guard said that it has passed.
@@ -128,6 +133,7 @@ impl Guard {
 
         let waiting = Arc::new(Waiting {
             launches: Mutex::default(),
+            queued: Mutex::default(),
             guard: Mutex::new(Some(guard)),
             fenced: watch::Sender::new(None),
         });
@@ -137,10 +143,10 @@ impl Guard {
         let until = watch::Sender::new(None);
         tokio::spawn(write(socket.clone(), to_send, waiting.clone()));
         tokio::spawn(watch_the_fence(until.subscribe(), waiting.clone()));
-        tokio::spawn(read(socket, waiting.clone(), ready_sender, lost_sender));
+        tokio::spawn(read(socket.clone(), waiting.clone(), ready_sender, lost_sender));
 
-        let guard =
-            Guard { link: Arc::new(Link { outgoing, until, lost, next_id: AtomicU64::new(1), waiting }) };
+        let next_id = AtomicU64::new(1);
+        let guard = Guard { link: Arc::new(Link { socket, outgoing, until, lost, next_id, waiting }) };
         match tokio::time::timeout(START_PATIENCE, ready).await {
             Ok(Ok(())) => Ok(guard),
             _ => {
@@ -218,10 +224,9 @@ impl Guard {
     }
 
     /// Sends a command and waits until it is on its way.
-    async fn settle(&self, command: Command, attached: Option<OwnedFd>) -> Result<(), LastWillError> {
+    async fn settle(&self, command: Command, attached: Option<Attachment>) -> Result<(), LastWillError> {
         let (sender, sent) = oneshot::channel();
-        // A message that cannot be sent any more drops its sender.
-        let _ = self.link.outgoing.send(Outgoing { command, attached, sent: Some(sender) });
+        self.link.send_and_say(Outgoing { command, attached, sent: Some(sender) });
         match sent.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(LastWillError::Handover { source }),
@@ -279,9 +284,22 @@ impl Drop for Running {
 }
 
 impl Link {
-    /// A message that cannot be sent any more is for a guard that is gone; whoever waits learns that otherwise.
-    fn send(&self, command: Command, attached: Option<OwnedFd>) {
-        let _ = self.outgoing.send(Outgoing { command, attached, sent: None });
+    fn send(&self, command: Command, attached: Option<Attachment>) {
+        self.send_and_say(Outgoing { command, attached, sent: None });
+    }
+
+    /// Sends at once, or, when the guard does not keep up, in turn.
+    fn send_and_say(&self, outgoing: Outgoing) {
+        let mut queued = lock(&self.waiting.queued);
+        if *queued == 0 {
+            match wire::send(self.socket.get_ref().as_fd(), &outgoing.command, outgoing.attached.as_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return self.waiting.sent(outgoing, sent),
+            }
+        }
+        *queued += 1;
+        // It fails only when the runtime goes, and everything with it.
+        let _ = self.outgoing.send(outgoing);
     }
 }
 
@@ -326,6 +344,20 @@ impl Waiting {
         drop(launches);
         for id in ids {
             self.exited(id, lost_exit());
+        }
+    }
+
+    /// A command has been sent, or cannot be.
+    fn sent(&self, outgoing: Outgoing, sent: io::Result<()>) {
+        match (outgoing.command, outgoing.sent, sent) {
+            (_, None, Ok(())) => {}
+            // The guard is gone: everybody is answered when its leftovers are as well.
+            (_, _, Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            // Whoever has stopped waiting does not want to know.
+            (_, Some(asked), sent) => drop(asked.send(sent)),
+            (Command::Launch { id }, None, Err(error)) => self.failed(id, NotStarted::Handover(error)),
+            // A fence or a kill that does not get through must not be lost.
+            (_, None, Err(_)) => self.kill_guard(),
         }
     }
 
@@ -390,7 +422,7 @@ fn pid_of(child: &Child) -> i32 {
 }
 
 /// Puts a launch into the form in which its shim takes it.
-fn write_down(launch: &Launch) -> Result<OwnedFd, LaunchError> {
+fn write_down(launch: &Launch) -> Result<Attachment, LaunchError> {
     let program = || launch.program.clone();
     let handover = |source| LaunchError::Handover { program: program(), source };
     let whole = |path: &PathBuf| absolute(path).map_err(handover);
@@ -411,11 +443,11 @@ fn write_down(launch: &Launch) -> Result<OwnedFd, LaunchError> {
     for (name, value) in &launch.environment {
         add("environment", &[name.as_os_str(), OsStr::new("="), value.as_os_str()])?;
     }
-    texts.finish(c"spark-launch").map_err(handover)
+    texts.finish().map_err(handover)
 }
 
 /// Puts a last will into the form in which the guard takes it.
-fn write_will_down(will: &LastWill) -> Result<OwnedFd, LastWillError> {
+fn write_will_down(will: &LastWill) -> Result<Attachment, LastWillError> {
     let patience = u64::try_from(will.patience.as_millis()).unwrap_or(u64::MAX);
     let mut texts = TextsWriter::new(patience, will.arguments.len(), will.environment.len());
     let mut add = |part, pieces: &[&OsStr]| {
@@ -430,7 +462,7 @@ fn write_will_down(will: &LastWill) -> Result<OwnedFd, LastWillError> {
         add("environment", &[name.as_os_str(), OsStr::new("="), value.as_os_str()])?;
     }
     texts.add_bytes(&will.input);
-    texts.finish(c"spark-last-will").map_err(|source| LastWillError::Handover { source })
+    texts.finish_as_file().map_err(|source| LastWillError::Handover { source })
 }
 
 /// Sends what there is to send; when nobody can send any more, lets the guard go.
@@ -439,21 +471,12 @@ async fn write(
     mut to_send: mpsc::UnboundedReceiver<Outgoing>,
     waiting: Arc<Waiting>,
 ) {
-    while let Some(Outgoing { command, attached, sent: asked }) = to_send.recv().await {
-        let attached = attached.as_ref().map(AsFd::as_fd);
-        let sent = socket
-            .async_io(Interest::WRITABLE, |socket| wire::send(socket.as_fd(), &command, attached))
-            .await;
-        match (command, asked, sent) {
-            (_, None, Ok(())) => {}
-            // The guard is gone: everybody is answered when its leftovers are as well.
-            (_, _, Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            // Whoever has stopped waiting does not want to know.
-            (_, Some(asked), sent) => drop(asked.send(sent)),
-            (Command::Launch { id }, None, Err(error)) => waiting.failed(id, NotStarted::Handover(error)),
-            // A fence or a kill that does not get through must not be lost.
-            (_, None, Err(_)) => waiting.kill_guard(),
-        }
+    while let Some(outgoing) = to_send.recv().await {
+        let (command, attached) = (&outgoing.command, outgoing.attached.as_ref());
+        let sent =
+            socket.async_io(Interest::WRITABLE, |socket| wire::send(socket.as_fd(), command, attached)).await;
+        waiting.sent(outgoing, sent);
+        *lock(&waiting.queued) -= 1;
     }
     let descriptor = std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd());
     // It fails only if the guard is gone.
@@ -468,17 +491,21 @@ async fn read(
     lost: watch::Sender<bool>,
 ) {
     let mut ready = Some(ready);
+    let mut inbox = Inbox::new();
     loop {
-        let received =
-            socket.async_io(Interest::READABLE, |socket| wire::receive::<Report>(socket.as_fd())).await;
+        let received = socket
+            .async_io(Interest::READABLE, |socket| {
+                inbox.receive(socket.as_fd())?.map(|packet| packet.message()).transpose()
+            })
+            .await;
         match received {
-            Ok(Received::Message(Report::Ready, _)) => {
+            Ok(Some(Report::Ready)) => {
                 if let Some(ready) = ready.take() {
                     let _ = ready.send(());
                 }
             }
-            Ok(Received::Message(report, _)) => waiting.take(report),
-            Ok(Received::Closed) => break,
+            Ok(Some(report)) => waiting.take(report),
+            Ok(None) => break,
             Err(error) => {
                 tracing::error!(%error, "guard speaks nonsense and is given up");
                 break;

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::process::each_process;
 
@@ -46,7 +47,8 @@ fn resident_pages(pid: i32) -> Option<u64> {
     sizes.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-fn page_size() -> u64 {
+/// Bytes of a page.
+pub(super) fn page_size() -> u64 {
     // SAFETY: a plain number.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(4096)
@@ -101,21 +103,45 @@ fn read_counter(file: &File) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
-/// Remembers the kernel's out-of-memory counters, to see later whether they moved.
+/// How old a reading of the machine's counter may be that stands for the present one. It costs as much as all else that
+/// a launch reads and writes; for this it may blame a kill that came so much before the launch.
+const MACHINE_READING_LASTS: Duration = Duration::from_millis(100);
+
+/// The kernel's out-of-memory counters.
 pub(super) struct OutOfMemory {
-    cgroup: Option<(File, u64)>,
-    machine: Option<(File, u64)>,
+    cgroup: Option<File>,
+    machine: Option<File>,
+    last_reading: Option<(Instant, u64)>,
+}
+
+/// What the counters said at one moment; absent when they could not be read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    cgroup: Option<u64>,
+    machine: Option<u64>,
 }
 
 impl OutOfMemory {
-    /// Reads the counters now. What cannot be read is left out.
-    pub(super) fn watch(cgroup_counter: Option<&Path>) -> Self {
-        let open = |place: &Path| {
-            let file = File::open(place).ok()?;
-            let count = read_counter(&file)?;
-            Some((file, count))
-        };
-        OutOfMemory { cgroup: cgroup_counter.and_then(open), machine: open(Path::new("/proc/vmstat")) }
+    /// Opens what can be opened.
+    pub(super) fn open(cgroup_counter: Option<&Path>) -> Self {
+        OutOfMemory {
+            cgroup: cgroup_counter.and_then(|place| File::open(place).ok()),
+            machine: File::open("/proc/vmstat").ok(),
+            last_reading: None,
+        }
+    }
+
+    /// Reads the counters, to see later whether they moved.
+    pub(super) fn counts(&mut self) -> Counts {
+        let now = Instant::now();
+        let fresh = self.last_reading.filter(|(read, _)| now.duration_since(*read) < MACHINE_READING_LASTS);
+        if fresh.is_none() {
+            self.last_reading = self.machine.as_ref().and_then(read_counter).map(|count| (now, count));
+        }
+        Counts {
+            cgroup: self.cgroup.as_ref().and_then(read_counter),
+            machine: self.last_reading.map(|(_, count)| count),
+        }
     }
 
     /// Whether the kernel seems to have killed one of ours for want of memory.
@@ -123,15 +149,18 @@ impl OutOfMemory {
     /// The cgroup's counter speaks of few processes and is believed. The machine's counter moves for anybody, so
     /// it counts only if the program itself died of a SIGKILL that was not ours (`killed_by_stranger`), or if
     /// there is no other.
-    pub(super) fn killed(&self, killed_by_stranger: bool) -> bool {
-        let moved = |watched: &(File, u64)| read_counter(&watched.0).is_some_and(|now| now > watched.1);
-        if self.cgroup.as_ref().is_some_and(moved) {
+    pub(super) fn killed(&self, since: Counts, killed_by_stranger: bool) -> bool {
+        let moved = |file: &Option<File>, before: Option<u64>| {
+            let now = file.as_ref().filter(|_| before.is_some()).and_then(read_counter);
+            now > before
+        };
+        if moved(&self.cgroup, since.cgroup) {
             return true;
         }
-        if self.cgroup.is_some() && !killed_by_stranger {
+        if since.cgroup.is_some() && !killed_by_stranger {
             return false;
         }
-        self.machine.as_ref().is_some_and(moved)
+        moved(&self.machine, since.machine)
     }
 }
 

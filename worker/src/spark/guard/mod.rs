@@ -168,10 +168,8 @@ pub enum Step {
     Directory,
     /// Executing the program.
     Exec,
-    /// Refused or undone, because the moment given to [`Guard::alive_until`] had passed.
+    /// Refused, because the moment given to [`Guard::alive_until`] had passed.
     Fenced,
-    /// Killed before the program ran.
-    Stopped,
 }
 
 impl std::fmt::Display for Step {
@@ -187,7 +185,6 @@ impl std::fmt::Display for Step {
             Step::Directory => "entering the working directory",
             Step::Exec => "executing it",
             Step::Fenced => "the lease had run out",
-            Step::Stopped => "it was stopped before it ran",
         })
     }
 }

@@ -7,10 +7,13 @@ use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::memory;
 
 /// Highest signal number, real-time signals included.
 const LAST_SIGNAL: libc::c_int = 64;
@@ -56,11 +59,38 @@ impl Stat {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reaped {
     /// A child ended; `status` is as `waitpid` gives it.
-    Child { pid: i32, status: i32 },
+    Child { pid: i32, status: i32, used: Used },
     /// There are children, and none of them has ended.
     NoneYet,
     /// There is no child at all, so (for a subreaper) no descendant either.
     NoChildren,
+}
+
+/// What an ended process has used, with all that it had waited for itself.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Used {
+    /// User and system time.
+    pub(super) processor: Duration,
+    /// Bytes that the largest of them had in memory at once.
+    pub(super) largest: u64,
+}
+
+impl Used {
+    fn of(usage: &libc::rusage) -> Self {
+        let time = |value: libc::timeval| {
+            Duration::from_secs(u64::try_from(value.tv_sec).unwrap_or(0))
+                + Duration::from_micros(u64::try_from(value.tv_usec).unwrap_or(0))
+        };
+        Used {
+            processor: time(usage.ru_utime) + time(usage.ru_stime),
+            largest: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        }
+    }
+
+    /// Both together.
+    pub(super) fn and(self, other: Used) -> Used {
+        Used { processor: self.processor + other.processor, largest: self.largest.max(other.largest) }
+    }
 }
 
 /// Takes one ended child of this process, or of its choice `pid`, without waiting.
@@ -69,13 +99,16 @@ pub(super) enum Reaped {
 pub(super) fn reap(pid: Option<i32>) -> Reaped {
     loop {
         let mut status = 0;
-        // SAFETY: `status` outlives the call.
-        let reaped = unsafe { libc::waitpid(pid.unwrap_or(-1), &raw mut status, libc::WNOHANG) };
+        // SAFETY: all zeroes are such a structure.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: both outlive the call.
+        let reaped =
+            unsafe { libc::wait4(pid.unwrap_or(-1), &raw mut status, libc::WNOHANG, &raw mut usage) };
         match reaped {
             0 => return Reaped::NoneYet,
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
             -1 => return Reaped::NoChildren,
-            pid => return Reaped::Child { pid, status },
+            pid => return Reaped::Child { pid, status, used: Used::of(&usage) },
         }
     }
 }
@@ -84,7 +117,7 @@ pub(super) fn reap(pid: Option<i32>) -> Reaped {
 pub(super) fn wait_for(pid: i32) {
     loop {
         // SAFETY: no pointer is passed.
-        let reaped = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        let reaped = unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
         if reaped != -1 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
             return;
         }
@@ -195,7 +228,7 @@ fn kill_exactly(target: &Stat) {
     let process = unsafe { OwnedFd::from_raw_fd(descriptor) };
     let same = stat(target.pid).ok().flatten().is_some_and(|now| now.started == target.started);
     if same {
-        let no_info = std::ptr::null::<libc::siginfo_t>();
+        let no_info = ptr::null::<libc::siginfo_t>();
         // SAFETY: a null `siginfo` means the default one.
         unsafe {
             libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_info, 0);
@@ -241,29 +274,43 @@ pub(super) fn interest(descriptor: Option<BorrowedFd<'_>>, events: libc::c_short
     libc::pollfd { fd: descriptor.map_or(-1, |descriptor| descriptor.as_raw_fd()), events, revents: 0 }
 }
 
-/// Ignores what must not end a guard or shim, and takes SIGCHLD as something to read.
-///
-/// # Errors
-/// The kernel refuses; that happens only when it is out of memory or descriptors.
-pub(super) fn take_signals() -> io::Result<SignalFd> {
+/// Ignores what must not end a guard or shim, and nothing else, whatever was inherited. Shims inherit it.
+pub(super) fn ignore_signals() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: all zeroes are such a structure.
+        let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: `now` outlives the call; the numbers that cannot be asked for leave it as it is.
+        unsafe { libc::sigaction(signal, ptr::null(), &raw mut now) };
+        if now.sa_sigaction == libc::SIG_IGN {
+            // SAFETY: no handler is installed.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
     for signal in IGNORED {
         // SAFETY: no handler is installed.
         unsafe { libc::signal(signal as libc::c_int, libc::SIG_IGN) };
     }
-    // A parent that ignored it would have passed that on, and children would vanish without a status.
-    // SAFETY: as above.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Takes SIGCHLD as something to read, and blocks no other signal.
+///
+/// # Errors
+/// The kernel refuses; that happens only when it is out of memory or descriptors.
+pub(super) fn watch_children() -> io::Result<SignalFd> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
     Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-/// Undoes [`take_signals`] and all else that was inherited, for a program about to be started.
+/// Undoes [`ignore_signals`] and [`watch_children`] for a program about to be started; handlers end with `exec`.
+///
+/// # Errors
+/// None that a kernel is known to give.
 pub(super) fn give_signals_back() -> nix::Result<()> {
-    for signal in 1..=LAST_SIGNAL {
-        // SAFETY: no handler is installed; the numbers that cannot be set are refused without harm.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    for signal in IGNORED {
+        // SAFETY: no handler is installed.
+        unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
@@ -306,6 +353,41 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
         unsafe { libc::close(descriptor) };
     }
     Ok(())
+}
+
+/// Gives the memory that holds code and constants back: it is read from the files again when it is needed, which is in
+/// the page cache most likely.
+pub(super) fn give_code_back() {
+    // SAFETY: the function keeps to what it is called with.
+    unsafe { libc::dl_iterate_phdr(Some(give_object_back), ptr::null_mut()) };
+}
+
+/// Does this for one program or library.
+unsafe extern "C" fn give_object_back(
+    object: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: `dl_iterate_phdr` passes an object that is there during this call, with so many headers.
+    let (start, headers) = unsafe {
+        let object = &*object;
+        (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
+    };
+    let page = memory::page_size();
+    for header in headers {
+        // What may be written may have been written, and is no longer what the file has.
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let from = (start + header.p_vaddr).next_multiple_of(page);
+        let to = (start + header.p_vaddr + header.p_memsz) / page * page;
+        if let (Ok(address), Ok(length)) = (usize::try_from(from), usize::try_from(to.saturating_sub(from))) {
+            let range = ptr::with_exposed_provenance_mut(address);
+            // SAFETY: whole pages of a mapping that nobody writes to. At worst the kernel refuses.
+            unsafe { libc::madvise(range, length, libc::MADV_DONTNEED) };
+        }
+    }
+    0
 }
 
 #[cfg(test)]

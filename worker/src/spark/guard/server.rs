@@ -1,5 +1,5 @@
-//! The guard process: forks a shim for each launch, passes orders and reports on, and keeps the promise that no tree
-//! outlives its worker or the moment that the worker named.
+//! The guard process: gives each launch a shim of its own, passes orders and reports on, and keeps the promise that no
+//! tree outlives its worker or the moment that the worker named.
 //!
 //! It has one thread and waits on sockets, a clock and SIGCHLD; it opens no file for a launch, so that no dead disk
 //! can hang it. It must not know what a launch or a last will is for.
@@ -25,11 +25,17 @@ use nix::unistd::{self, ForkResult, Pid};
 use super::process::{self, Reaped};
 use super::shim::{self, Surroundings};
 use super::will::{self, Will};
-use super::wire::{self, Command, Ending, Order, Received, Report};
+use super::wire::{self, Command, Ending, Inbox, Order, Packet, Report};
 use super::{BootTime, Step};
 
 /// A shim that was told to kill and has not ended by then is hung itself: it is killed and its tree taken over.
 const SHIM_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for one whose program has not started by then: it stands still in the opening of a log or in an `exec`, on a
+/// disk that does not answer. To kill it then costs nothing that runs.
+const START_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a shim without a launch is kept for the next one, and how many are.
+const IDLE_PATIENCE: Duration = Duration::from_secs(1);
+const IDLE_LIMIT: usize = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// Descriptors kept free for reading `/proc` when many shims are there.
@@ -80,26 +86,39 @@ impl Write for NeverWaiting {
     }
 }
 
-/// A shim as the guard sees it.
-struct ShimSeat {
+/// A launch that has not ended.
+struct Ongoing {
     id: u64,
-    pid: i32,
-    /// Absent after its end of file.
-    control: Option<OwnedFd>,
-    /// It has said how its launch ended.
-    reported: bool,
+    started: bool,
     by_us: bool,
     fenced: bool,
+}
+
+/// A shim as the guard sees it.
+struct ShimSeat {
+    pid: i32,
+    /// Absent after its end of file, or once it was let go.
+    control: Option<OwnedFd>,
+    /// Absent while there is nothing to do for it.
+    ongoing: Option<Ongoing>,
+    idle_since: Instant,
     /// When to kill the shim itself.
     kill_at: Option<Instant>,
 }
 
 impl ShimSeat {
+    fn is_idle(&self) -> bool {
+        self.control.is_some() && self.ongoing.is_none()
+    }
+
+    /// Whatever was launched last is the one that an order is for: the shim reads one packet after the other.
     fn order(&mut self, order: Order) {
-        self.by_us = true;
-        self.fenced |= order == Order::Fence;
+        let Some(ongoing) = &mut self.ongoing else { return };
+        ongoing.by_us = true;
+        ongoing.fenced |= order == Order::Fence;
         if order != Order::Terminate {
-            self.kill_at.get_or_insert_with(|| Instant::now() + SHIM_PATIENCE);
+            let patience = if ongoing.started { SHIM_PATIENCE } else { START_PATIENCE };
+            self.kill_at.get_or_insert_with(|| Instant::now() + patience);
         }
         if let Some(control) = &self.control {
             // What does not get through is either too late or made good by `kill_at`.
@@ -107,6 +126,27 @@ impl ShimSeat {
         }
         // Somebody may have stopped it.
         process::send(self.pid, libc::SIGCONT);
+    }
+
+    /// Its program runs. If it is to be killed already, that may take as long as with any other.
+    fn started(&mut self) {
+        if let Some(ongoing) = &mut self.ongoing {
+            ongoing.started = true;
+            self.kill_at = self.kill_at.map(|_| Instant::now() + SHIM_PATIENCE);
+        }
+    }
+
+    /// Its launch is over, with the whole tree.
+    fn rest(&mut self) {
+        self.ongoing = None;
+        self.kill_at = None;
+        self.idle_since = Instant::now();
+    }
+
+    /// Lets it go, which it does at the end of file.
+    fn let_go(&mut self) {
+        self.control = None;
+        self.kill_at.get_or_insert_with(|| Instant::now() + SHIM_PATIENCE);
     }
 }
 
@@ -130,14 +170,21 @@ struct Executor {
     until: Option<Instant>,
 }
 
+/// Places in the list of what the server waits for.
+const WORKER: usize = 0;
+const SIGNALS: usize = 1;
+const FIRST_SHIM: usize = 3;
+
 struct Server {
     /// Absent once the worker is gone.
     worker: Option<OwnedFd>,
     signals: SignalFd,
     timer: TimerFd,
+    /// What to wait for: worker, signals, clock, then the shims in their order.
+    entries: Vec<libc::pollfd>,
     surroundings: Surroundings,
     shims: Vec<ShimSeat>,
-    /// Reports that the worker has not taken yet; a launch makes two at most.
+    /// Reports that the worker does not take yet; a launch makes two at most.
     outgoing: VecDeque<Vec<u8>>,
     until: Option<BootTime>,
     fenced: bool,
@@ -146,12 +193,15 @@ struct Server {
     lost: Vec<Ending>,
     will: Option<Will>,
     executor: Option<Executor>,
+    /// Since the memory that holds code was given back.
+    has_worked: bool,
 }
 
 impl Server {
     fn prepare() -> io::Result<Self> {
         // Before anything is opened: whatever the worker has let slip must not reach a model.
         process::close_all_except(&mut [])?;
+        process::ignore_signals();
         let kind = getsockopt(&io::stdin(), sockopt::SockType).map_err(|_| not_by_hand())?;
         if kind != SockType::SeqPacket {
             return Err(not_by_hand());
@@ -164,7 +214,7 @@ impl Server {
         unistd::chdir("/")?;
         prctl::set_name(c"spark-guard")?;
         prctl::set_child_subreaper(true)?;
-        let signals = process::take_signals()?;
+        let signals = process::watch_children()?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
         wire::send(worker.as_fd(), &Report::Ready, None)?;
@@ -172,6 +222,7 @@ impl Server {
             worker: Some(worker),
             signals,
             timer,
+            entries: Vec::new(),
             surroundings: Surroundings::look(),
             shims: Vec::new(),
             outgoing: VecDeque::new(),
@@ -181,27 +232,40 @@ impl Server {
             lost: Vec::new(),
             will: None,
             executor: None,
+            has_worked: true,
         })
     }
 
     /// Goes on until the worker is gone, there are no children left, and its last will has been carried out.
     fn run(mut self) -> io::Result<()> {
+        let mut inbox = Inbox::new();
         loop {
+            self.give_code_back_when_idle();
             self.wait()?;
             // Orders before the clock: a renewal that has arrived in time counts.
-            self.take_commands();
+            if self.is_ready(WORKER) {
+                self.flush();
+                self.take_commands(&mut inbox);
+            }
             self.fence_when_due();
-            self.take_reports();
-            process::clear(&self.signals);
-            let childless = self.reap();
+            // Those that have come meanwhile have said nothing yet.
+            for place in 0..self.entries.len() - FIRST_SHIM {
+                if self.is_ready(FIRST_SHIM + place) {
+                    self.take_reports_of(place, &mut inbox);
+                }
+            }
+            if self.is_ready(SIGNALS) {
+                process::clear(&self.signals);
+            }
+            let childless = (self.is_ready(SIGNALS) || self.worker.is_none()) && self.reap(&mut inbox);
             self.end_executor_when_due();
             let wanted = !self.shims.is_empty() || self.executor.is_some();
             if self.worker.is_none() && !wanted && !childless {
                 self.sweep.get_or_insert_with(Sweep::now);
             }
+            self.let_idle_shims_go();
             self.kill_hung_shims();
             self.sweep_when_due();
-            self.flush();
             if self.worker.is_none() && childless {
                 // Not before: the kernel itself says that nothing is left of any tree.
                 let Some(will) = self.will.take() else { return Ok(()) };
@@ -210,28 +274,40 @@ impl Server {
         }
     }
 
-    fn wait(&self) -> io::Result<()> {
+    fn wait(&mut self) -> io::Result<()> {
         let worker_events =
             if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT };
-        let mut entries = vec![
-            process::interest(self.worker.as_ref().map(AsFd::as_fd), worker_events),
-            process::interest(Some(self.signals.as_fd()), libc::POLLIN),
-            process::interest(Some(self.timer.as_fd()), libc::POLLIN),
-        ];
+        self.entries.clear();
+        // In the order of the places below.
+        self.entries.push(process::interest(self.worker.as_ref().map(AsFd::as_fd), worker_events));
+        self.entries.push(process::interest(Some(self.signals.as_fd()), libc::POLLIN));
+        self.entries.push(process::interest(Some(self.timer.as_fd()), libc::POLLIN));
         let controls = self.shims.iter().map(|shim| shim.control.as_ref().map(AsFd::as_fd));
-        entries.extend(controls.map(|control| process::interest(control, libc::POLLIN)));
+        self.entries.extend(controls.map(|control| process::interest(control, libc::POLLIN)));
         let next_sweep = self.sweep.as_ref().map(|sweep| sweep.next_look);
         let next_end = self.executor.as_ref().and_then(|executor| executor.until);
-        let next = self.shims.iter().filter_map(|shim| shim.kill_at).chain(next_sweep).chain(next_end).min();
-        process::poll(&mut entries, next.map(|next| next.saturating_duration_since(Instant::now())))
+        let of_shim = |shim: &ShimSeat| {
+            shim.kill_at.or_else(|| shim.is_idle().then(|| shim.idle_since + IDLE_PATIENCE))
+        };
+        let next = self.shims.iter().filter_map(of_shim).chain(next_sweep).chain(next_end).min();
+        let time_out = next.map(|next| next.saturating_duration_since(Instant::now()));
+        process::poll(&mut self.entries, time_out)
     }
 
-    fn take_commands(&mut self) {
+    fn is_ready(&self, place: usize) -> bool {
+        self.entries[place].revents != 0
+    }
+
+    fn take_commands(&mut self, inbox: &mut Inbox) {
         while let Some(worker) = &self.worker {
-            match wire::receive::<Command>(worker.as_fd()) {
-                Ok(Received::Message(command, attached)) => self.carry_out(command, attached),
+            let taken = match inbox.receive(worker.as_fd()) {
+                Ok(Some(packet)) => packet.message::<Command>().map(|command| (command, packet)),
+                Ok(None) => return self.part_from_worker("worker is gone"),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(Received::Closed) => self.part_from_worker("worker is gone"),
+                Err(error) => Err(error),
+            };
+            match taken {
+                Ok((command, packet)) => self.carry_out(command, packet),
                 Err(error) => {
                     tracing::error!(%error, "guard cannot understand its worker");
                     self.part_from_worker("worker is taken for dead");
@@ -240,10 +316,10 @@ impl Server {
         }
     }
 
-    fn carry_out(&mut self, command: Command, attached: Option<OwnedFd>) {
+    fn carry_out(&mut self, command: Command, packet: Packet<'_>) {
         match command {
             Command::Launch { id } => {
-                if let Err((step, errno)) = self.launch(id, attached) {
+                if let Err((step, errno)) = self.launch(id, &packet) {
                     self.tell(&Report::LaunchFailed { id, step, errno });
                 }
             }
@@ -252,7 +328,7 @@ impl Server {
             Command::AliveUntil { nanoseconds } => {
                 self.set_alive_until(nanoseconds.map(BootTime::from_nanoseconds))
             }
-            Command::LastWill => match Will::keep(attached) {
+            Command::LastWill => match Will::keep(packet.attached) {
                 Ok(will) => self.will = Some(will),
                 Err(error) => {
                     // The one before may no longer be what the worker wants.
@@ -266,7 +342,8 @@ impl Server {
 
     /// An id that is not here has ended already.
     fn order(&mut self, id: u64, order: Order) {
-        if let Some(shim) = self.shims.iter_mut().find(|shim| shim.id == id && !shim.reported) {
+        let launched = |shim: &&mut ShimSeat| shim.ongoing.as_ref().is_some_and(|ongoing| ongoing.id == id);
+        if let Some(shim) = self.shims.iter_mut().find(launched) {
             shim.order(order);
         }
     }
@@ -281,11 +358,14 @@ impl Server {
         // Everything is killed now, and there is nobody to fence any more.
         self.until = None;
         let _ = self.timer.unset();
-        let launches = self.shims.len();
+        let launches = self.launches();
         if launches > 0 {
             tracing::warn!(launches, why, "guard kills every tree");
         }
         for shim in &mut self.shims {
+            if shim.is_idle() {
+                shim.let_go();
+            }
             shim.order(Order::Kill);
         }
     }
@@ -318,7 +398,7 @@ impl Server {
         // Stop the descriptor from being ready for ever.
         let _ = self.timer.unset();
         self.fenced = true;
-        let launches = self.shims.len();
+        let launches = self.launches();
         tracing::warn!(launches, "worker has not renewed in time, guard kills every tree");
         for shim in &mut self.shims {
             shim.order(Order::Fence);
@@ -326,11 +406,49 @@ impl Server {
         self.tell(&Report::Fenced { until: until.as_nanoseconds() });
     }
 
-    fn launch(&mut self, id: u64, texts: Option<OwnedFd>) -> Result<(), (Step, i32)> {
+    fn launches(&self) -> usize {
+        self.shims.iter().filter(|shim| shim.ongoing.is_some()).count()
+    }
+
+    /// Starting up has run through more code than all that comes after, and a launch through more than waiting.
+    fn give_code_back_when_idle(&mut self) {
+        if self.has_worked && self.shims.is_empty() && self.worker.is_some() {
+            self.has_worked = false;
+            process::give_code_back();
+        }
+    }
+
+    /// Hands a launch to the shim that has been idle for the shortest time, or to a new one.
+    fn launch(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), (Step, i32)> {
         if self.until.is_some_and(|until| BootTime::now() >= until) {
             return Err((Step::Fenced, libc::ECANCELED));
         }
-        let texts = texts.ok_or((Step::Decode, libc::EBADMSG))?;
+        loop {
+            let idle = self.shims.iter_mut().filter(|shim| shim.is_idle());
+            let (shim, is_new) = match idle.max_by_key(|shim| shim.idle_since) {
+                Some(shim) => (shim, false),
+                None => (self.make_shim()?, true),
+            };
+            let Some(control) = &shim.control else { continue };
+            let attached = packet.attached.as_ref().map(AsFd::as_fd);
+            match wire::send_bytes(control.as_fd(), packet.bytes, attached) {
+                Ok(()) => {
+                    shim.ongoing = Some(Ongoing { id, started: false, by_us: false, fenced: false });
+                    return Ok(());
+                }
+                Err(error) => {
+                    // An idle one that is dead or dying has no tree, and another will do.
+                    shim.let_go();
+                    if is_new {
+                        return Err((Step::Shim, error.raw_os_error().unwrap_or(libc::EIO)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn make_shim(&mut self) -> Result<&mut ShimSeat, (Step, i32)> {
+        self.has_worked = true;
         let (ours, theirs) =
             wire::pair().map_err(|error| (Step::Shim, error.raw_os_error().unwrap_or(libc::EIO)))?;
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
@@ -343,18 +461,16 @@ impl Server {
             Err(errno) => Err((Step::Shim, errno as i32)),
             Ok(ForkResult::Parent { child }) => {
                 self.shims.push(ShimSeat {
-                    id,
                     pid: child.as_raw(),
                     control: Some(ours),
-                    reported: false,
-                    by_us: false,
-                    fenced: false,
+                    ongoing: None,
+                    idle_since: Instant::now(),
                     kill_at: None,
                 });
-                Ok(())
+                self.shims.last_mut().ok_or((Step::Shim, libc::EIO))
             }
             Ok(ForkResult::Child) => {
-                let life = AssertUnwindSafe(|| shim::run(id, theirs, texts, &self.surroundings));
+                let life = AssertUnwindSafe(|| shim::run(theirs, &self.surroundings));
                 let code = catch_unwind(life).unwrap_or(libc::EXIT_FAILURE);
                 // SAFETY: ends this process at once; nothing of the guard's may be cleaned up in its child.
                 unsafe { libc::_exit(code) }
@@ -362,25 +478,31 @@ impl Server {
         }
     }
 
-    fn take_reports(&mut self) {
-        for place in 0..self.shims.len() {
-            self.take_reports_of(place);
-        }
-    }
-
-    fn take_reports_of(&mut self, place: usize) {
+    /// Passes on what a shim has said.
+    fn take_reports_of(&mut self, place: usize, inbox: &mut Inbox) {
         while let Some(control) = &self.shims[place].control {
-            match wire::receive::<Report>(control.as_fd()) {
-                Ok(Received::Message(report, _)) => {
-                    self.shims[place].reported |= !matches!(report, Report::Started { .. });
-                    self.tell(&report);
-                }
+            let taken = match inbox.receive(control.as_fd()) {
+                Ok(Some(packet)) => packet.message::<Report>().map(|report| (report, packet.bytes)),
+                Ok(None) => Err(io::ErrorKind::BrokenPipe.into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                _ => {
-                    let shim = &mut self.shims[place];
-                    shim.control = None;
-                    shim.kill_at.get_or_insert_with(|| Instant::now() + SHIM_PATIENCE);
-                    if !shim.reported {
+                Err(error) => Err(error),
+            };
+            let shim = &mut self.shims[place];
+            match taken {
+                Ok((report, bytes)) => {
+                    if matches!(report, Report::Started { .. }) {
+                        shim.started();
+                    } else {
+                        shim.rest();
+                        if self.worker.is_none() {
+                            shim.let_go();
+                        }
+                    }
+                    self.pass_on(bytes);
+                }
+                Err(_) => {
+                    shim.let_go();
+                    if shim.ongoing.is_some() {
                         // Dead or dying. It is certainly dead when it is reaped, and its tree is then ours.
                         process::send(shim.pid, libc::SIGKILL);
                     }
@@ -390,14 +512,14 @@ impl Server {
     }
 
     /// Takes every child that has ended. True when there are none left.
-    fn reap(&mut self) -> bool {
+    fn reap(&mut self, inbox: &mut Inbox) -> bool {
         loop {
             match process::reap(None) {
                 Reaped::NoneYet => return false,
                 Reaped::NoChildren => return true,
-                Reaped::Child { pid, status } => {
+                Reaped::Child { pid, status, .. } => {
                     if let Some(place) = self.shims.iter().position(|shim| shim.pid == pid) {
-                        self.part_from_shim(place);
+                        self.part_from_shim(place, inbox);
                     }
                     if self.executor.as_ref().is_some_and(|executor| executor.pid == pid) {
                         self.executor = None;
@@ -408,23 +530,36 @@ impl Server {
         }
     }
 
-    fn part_from_shim(&mut self, place: usize) {
+    fn part_from_shim(&mut self, place: usize, inbox: &mut Inbox) {
         // Its last words may still lie in the socket.
-        self.take_reports_of(place);
+        self.take_reports_of(place, inbox);
         let shim = self.shims.swap_remove(place);
-        if shim.reported {
-            return;
-        }
-        tracing::error!(launch = shim.id, pid = shim.pid, "shim was lost, guard takes its tree over");
-        self.lost.push(Ending::lost(shim.id, shim.by_us, shim.fenced));
+        let Some(ongoing) = shim.ongoing else { return };
+        tracing::error!(launch = ongoing.id, pid = shim.pid, "shim was lost, guard takes its tree over");
+        self.lost.push(Ending::lost(ongoing.id, ongoing.by_us, ongoing.fenced));
         self.sweep = Some(Sweep::now());
+    }
+
+    /// Lets those go that have had nothing to do for long, or are too many.
+    fn let_idle_shims_go(&mut self) {
+        let mut idle: Vec<&mut ShimSeat> = self.shims.iter_mut().filter(|shim| shim.is_idle()).collect();
+        if idle.len() > IDLE_LIMIT {
+            idle.sort_by_key(|shim| shim.idle_since);
+        }
+        let surplus = idle.len().saturating_sub(IDLE_LIMIT);
+        for (place, shim) in idle.into_iter().enumerate() {
+            if place < surplus || shim.idle_since.elapsed() >= IDLE_PATIENCE {
+                shim.let_go();
+            }
+        }
     }
 
     fn kill_hung_shims(&mut self) {
         let now = Instant::now();
         for shim in &mut self.shims {
             if shim.kill_at.is_some_and(|moment| moment <= now) {
-                tracing::error!(launch = shim.id, pid = shim.pid, "shim hangs and is killed");
+                let launch = shim.ongoing.as_ref().map(|ongoing| ongoing.id);
+                tracing::error!(launch, pid = shim.pid, "shim hangs and is killed");
                 process::send(shim.pid, libc::SIGKILL);
                 shim.kill_at = None;
             }
@@ -478,12 +613,17 @@ impl Server {
     }
 
     fn tell(&mut self, report: &Report) {
-        if self.worker.is_none() {
-            return;
-        }
-        match serde_json::to_vec(report) {
-            Ok(bytes) => self.outgoing.push_back(bytes),
+        match wire::packet(report, None) {
+            Ok(bytes) => self.pass_on(&bytes),
             Err(error) => tracing::error!(%error, "guard cannot put a report into words"),
+        }
+    }
+
+    /// Sends a report to the worker, now or when the worker takes it.
+    fn pass_on(&mut self, report: &[u8]) {
+        if self.worker.is_some() {
+            self.outgoing.push_back(report.to_vec());
+            self.flush();
         }
     }
 

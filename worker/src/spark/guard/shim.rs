@@ -1,36 +1,38 @@
-//! The shim: one process for each launch, so that "the tree" is exactly what descends from it.
+//! The shim: one process for each launch at a time, so that "the tree" is exactly what descends from it.
 //!
-//! It is forked from the guard, starts the program, carries its output into logs, and is the subreaper of all that
-//! the program starts. It ends when the kernel says that it has no children left, and not before. The guard's
-//! socket is its only tie: at the end of file there it kills the tree and goes. It must not know of other launches
-//! or of the worker.
+//! It is forked from the guard. For each launch it starts the program, carries its output into logs, is the subreaper
+//! of all that the program starts, and tells the end when the kernel says that it has no children left, and not before.
+//! Then it waits for the next launch: to make a shim costs more than all that it does. The guard's socket is its only
+//! tie: at the end of file there it kills the tree, if there is one, and goes. It must not know of other launches or of
+//! the worker, and nothing that it learns or opens for a launch may live on to the next.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::prctl;
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::Mode;
-use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{self, ForkResult, Pid};
+use nix::unistd::{self, Pid};
 
 use super::Step;
-use super::log::{Log, LogSize};
-use super::memory::{self, OutOfMemory};
-use super::process::{self, Reaped};
-use super::wire::{self, Ending, LaunchTexts, LaunchView, Order, Report};
+use super::log::Log;
+use super::memory::{self, Counts, OutOfMemory};
+use super::process::{self, Reaped, Used};
+use super::wire::{self, Command, Ending, Inbox, LaunchView, Order, Report};
 
 /// What a shim calls itself.
 pub(super) const NAME: &CStr = c"spark-shim";
@@ -47,8 +49,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 const BUFFER_LENGTH: usize = 64 * 1024;
-/// For what is read when all is over, mostly nothing.
-const LAST_BUFFER_LENGTH: usize = 4 * 1024;
 /// When all of the tree is dead, its pipes hold no more than this (unless an outsider goes on writing).
 const LAST_DRAIN_LIMIT: usize = 1024 * 1024;
 
@@ -77,144 +77,21 @@ impl Surroundings {
 }
 
 /// Lives the life of a shim in a process that was just forked from the guard, and gives its exit code.
-pub(super) fn run(id: u64, control: OwnedFd, launch: OwnedFd, surroundings: &Surroundings) -> i32 {
-    let started = become_shim(&control, &launch)
-        .map_err(|error| (Step::Shim, errno_of(&error)))
-        .and_then(|signals| start(launch, surroundings).map(|started| (signals, started)));
-    let (signals, started) = match started {
-        Ok(started) => started,
-        Err((step, errno)) => {
-            report(&control, &Report::LaunchFailed { id, step, errno });
-            return 0;
+pub(super) fn run(control: OwnedFd, surroundings: &Surroundings) -> i32 {
+    let mut shim = match Shim::prepare(control, surroundings) {
+        Ok(shim) => shim,
+        Err(error) => {
+            tracing::error!(%error, "shim cannot be made");
+            return 1;
         }
     };
-    let mut shim = Shim {
-        id,
-        control: Some(control),
-        signals,
-        program: started.program,
-        exec_error: Some(started.exec_error),
-        launch_failure: None,
-        streams: started.streams,
-        out_of_memory: started.out_of_memory,
-        began: Instant::now(),
-        next_sample: None,
-        peak_memory: 0,
-        program_status: None,
-        stop: None,
-        by_us: false,
-        fenced: false,
-        leftovers: HashSet::new(),
-    };
-    match shim.tend() {
-        Ok(()) => {
-            shim.end();
-            0
-        }
+    match shim.live() {
+        Ok(()) => 0,
         // Only when the kernel refuses to wait. The guard takes the tree over.
         Err(error) => {
-            tracing::error!(launch = id, %error, "shim cannot go on");
+            tracing::error!(%error, "shim cannot go on");
             1
         }
-    }
-}
-
-/// Parts with everything that belongs to the guard.
-fn become_shim(control: &OwnedFd, launch: &OwnedFd) -> io::Result<SignalFd> {
-    process::close_all_except(&mut [control.as_raw_fd(), launch.as_raw_fd()])?;
-    // A session of its own: no process of another tree can share a process group with this one.
-    unistd::setsid()?;
-    prctl::set_name(NAME)?;
-    prctl::set_child_subreaper(true)?;
-    process::take_signals()
-}
-
-/// A program whose `exec` is under way.
-struct Started {
-    program: i32,
-    exec_error: OwnedFd,
-    streams: [Stream; 2],
-    out_of_memory: OutOfMemory,
-}
-
-/// One stream of output and where it goes.
-struct Stream {
-    /// Absent after the end of file.
-    pipe: Option<File>,
-    log: Option<Log>,
-}
-
-fn start(launch: OwnedFd, surroundings: &Surroundings) -> Result<Started, (Step, i32)> {
-    let at = |step: Step| move |error: io::Error| (step, errno_of(&error));
-    let texts = LaunchTexts::read(launch).map_err(at(Step::Decode))?;
-    let view = texts.view().ok_or((Step::Decode, libc::EBADMSG))?;
-    let log = |path: &CStr| Log::create(Path::new(OsStr::from_bytes(path.to_bytes())), view.log_limit);
-    let stdout_log = log(view.stdout).map_err(at(Step::Stdout))?;
-    let stderr_log = log(view.stderr).map_err(at(Step::Stderr))?;
-    let pipe = || unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| (Step::Pipe, errno as i32));
-    let (stdout, stdout_end) = pipe()?;
-    let (stderr, stderr_end) = pipe()?;
-    let (exec_error, exec_error_end) = pipe()?;
-    for ours in [&stdout, &stderr, &exec_error] {
-        fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| (Step::Pipe, errno as i32))?;
-    }
-    let out_of_memory = OutOfMemory::watch(surroundings.oom_counter.as_deref());
-    let shim = Pid::this();
-    // SAFETY: a shim has one thread, so its child may do whatever a process may.
-    match unsafe { unistd::fork() }.map_err(|errno| (Step::Fork, errno as i32))? {
-        ForkResult::Parent { child } => Ok(Started {
-            program: child.as_raw(),
-            exec_error,
-            streams: [
-                Stream { pipe: Some(stdout.into()), log: Some(stdout_log) },
-                Stream { pipe: Some(stderr.into()), log: Some(stderr_log) },
-            ],
-            out_of_memory,
-        }),
-        ForkResult::Child => {
-            let Err((step, errno)) =
-                become_program(&view, shim, stdout_end.as_fd(), stderr_end.as_fd(), surroundings);
-            tell_exec_error(&exec_error_end, step, errno);
-            // SAFETY: ends this process at once; nothing of the shim's may be cleaned up in its child.
-            unsafe { libc::_exit(127) }
-        }
-    }
-}
-
-/// Turns this process, a child of the shim, into the program. Comes back only on failure.
-fn become_program(
-    launch: &LaunchView<'_>,
-    shim: Pid,
-    stdout: BorrowedFd<'_>,
-    stderr: BorrowedFd<'_>,
-    surroundings: &Surroundings,
-) -> Result<Infallible, (Step, i32)> {
-    let at = |step: Step| move |errno: Errno| (step, errno as i32);
-    unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(at(Step::Child))?;
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(at(Step::Child))?;
-    if unistd::getppid() != shim {
-        // The shim died before it was to be noticed.
-        return Err((Step::Child, libc::ESRCH));
-    }
-    if let Some(score) = &surroundings.oom_score {
-        // At best: a container may forbid it.
-        let _ = fs::write("/proc/self/oom_score_adj", score);
-    }
-    let nothing =
-        open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(at(Step::Child))?;
-    unistd::dup2_stdin(&nothing).map_err(at(Step::Child))?;
-    unistd::dup2_stdout(stdout).map_err(at(Step::Child))?;
-    unistd::dup2_stderr(stderr).map_err(at(Step::Child))?;
-    unistd::chdir(launch.directory).map_err(at(Step::Directory))?;
-    process::give_signals_back().map_err(at(Step::Child))?;
-    unistd::execve(launch.program, &launch.arguments, &launch.environment).map_err(at(Step::Exec))
-}
-
-/// Says on the pipe that closes at a successful `exec` why there was none.
-fn tell_exec_error(pipe: &OwnedFd, step: Step, errno: i32) {
-    if let (Ok(text), Ok(copy)) = (serde_json::to_vec(&(step, errno)), pipe.try_clone()) {
-        // If the shim is gone there is nobody to tell.
-        let _ = File::from(copy).write_all(&text);
     }
 }
 
@@ -242,95 +119,237 @@ fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
+struct Shim<'a> {
+    /// Absent once the guard is gone.
+    control: Option<OwnedFd>,
+    inbox: Inbox,
+    signals: SignalFd,
+    surroundings: &'a Surroundings,
+    out_of_memory: OutOfMemory,
+    stack: Stack,
+    /// Empty until a program says something. What it holds between two reads is never looked at.
+    buffer: Vec<u8>,
+}
+
+impl<'a> Shim<'a> {
+    /// Parts with everything that belongs to the guard.
+    fn prepare(control: OwnedFd, surroundings: &'a Surroundings) -> io::Result<Self> {
+        process::close_all_except(&mut [control.as_raw_fd()])?;
+        // A session of its own: no process of another tree can share a process group with this one.
+        unistd::setsid()?;
+        prctl::set_name(NAME)?;
+        prctl::set_child_subreaper(true)?;
+        Ok(Shim {
+            control: Some(control),
+            inbox: Inbox::new(),
+            signals: process::watch_children()?,
+            surroundings,
+            out_of_memory: OutOfMemory::open(surroundings.oom_counter.as_deref()),
+            stack: Stack::new(),
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Takes one launch after the other until the guard lets go.
+    fn live(&mut self) -> io::Result<()> {
+        while let Some((id, texts)) = self.next_launch()? {
+            let result = match texts.map_err(|error| (Step::Decode, errno_of(&error))) {
+                Ok(texts) => self.start(id, &texts),
+                Err(failure) => Err(failure),
+            };
+            let ended = match result {
+                Ok(mut tree) => {
+                    self.tend(&mut tree)?;
+                    Report::Exited(self.ending(tree))
+                }
+                Err((step, errno)) => Report::LaunchFailed { id, step, errno },
+            };
+            if let Some(control) = &self.control {
+                report(control, &ended);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the next launch; gives its id and its texts. `None` when the guard is gone or lets this shim go.
+    fn next_launch(&mut self) -> io::Result<Option<(u64, io::Result<Vec<u8>>)>> {
+        loop {
+            let Some(control) = &self.control else { return Ok(None) };
+            process::poll(&mut [process::interest(Some(control.as_fd()), libc::POLLIN)], None)?;
+            let packet = match self.inbox.receive(control.as_fd()) {
+                Ok(Some(packet)) => packet,
+                Ok(None) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            };
+            if packet.bytes.len() == 1 {
+                // An order that came too late for the launch that it was meant for.
+                continue;
+            }
+            let Command::Launch { id } = packet.message()? else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            return Ok(Some((id, packet.into_texts().map(Cow::into_owned))));
+        }
+    }
+
+    /// Starts the program, and says that it runs.
+    fn start(&mut self, id: u64, texts: &[u8]) -> Result<Tree, (Step, i32)> {
+        let at = |step: Step| move |error: io::Error| (step, errno_of(&error));
+        let launch = LaunchView::of(texts).ok_or((Step::Decode, libc::EBADMSG))?;
+        let log = |path: &CStr| Log::create(Path::new(OsStr::from_bytes(path.to_bytes())), launch.log_limit);
+        let stdout_log = log(launch.stdout).map_err(at(Step::Stdout))?;
+        let stderr_log = log(launch.stderr).map_err(at(Step::Stderr))?;
+        let pipe = || unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| (Step::Pipe, errno as i32));
+        let (stdout, stdout_end) = pipe()?;
+        let (stderr, stderr_end) = pipe()?;
+        for ours in [&stdout, &stderr] {
+            fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| (Step::Pipe, errno as i32))?;
+        }
+        let counts_before = self.out_of_memory.counts();
+        let mut process = NewProcess {
+            directory: launch.directory,
+            program: launch.program,
+            arguments: pointers(&launch.arguments),
+            environment: pointers(&launch.environment),
+            stdout: stdout_end.as_fd(),
+            stderr: stderr_end.as_fd(),
+            shim: Pid::this(),
+            oom_score: self.surroundings.oom_score.as_deref(),
+            failure: None,
+        };
+        let program = process.start(&mut self.stack).map_err(|errno| (Step::Fork, errno as i32))?;
+        if let Some(failure) = process.failure {
+            process::wait_for(program);
+            return Err(failure);
+        }
+        if let Some(control) = &self.control {
+            report(control, &Report::Started { id, pid: program.unsigned_abs() });
+        }
+        Ok(Tree {
+            id,
+            program,
+            streams: [
+                Stream { pipe: Some(stdout.into()), log: stdout_log },
+                Stream { pipe: Some(stderr.into()), log: stderr_log },
+            ],
+            counts_before,
+            next_sample: Instant::now() + FIRST_SAMPLE,
+            peak_memory: 0,
+            used: Used::default(),
+            program_status: None,
+            stop: None,
+            by_us: false,
+            fenced: false,
+            leftovers: BTreeSet::new(),
+        })
+    }
+
+    /// Goes on until no descendant is left.
+    fn tend(&mut self, tree: &mut Tree) -> io::Result<()> {
+        loop {
+            let mut ready = [
+                process::interest(self.control.as_ref().map(AsFd::as_fd), libc::POLLIN),
+                process::interest(Some(self.signals.as_fd()), libc::POLLIN),
+                process::interest(tree.streams[0].pipe.as_ref().map(AsFd::as_fd), libc::POLLIN),
+                process::interest(tree.streams[1].pipe.as_ref().map(AsFd::as_fd), libc::POLLIN),
+            ];
+            process::poll(&mut ready, Some(tree.time_out()))?;
+            let [control, signals, stdout, stderr] = ready.map(|entry| entry.revents);
+            if control != 0 {
+                self.obey(tree);
+            }
+            for (stream, events) in tree.streams.iter_mut().zip([stdout, stderr]) {
+                if events & libc::POLLIN != 0 {
+                    stream.read_once(&mut self.buffer);
+                } else if events != 0 {
+                    // Nobody has the other end any more.
+                    stream.pipe = None;
+                }
+            }
+            if signals != 0 {
+                process::clear(&self.signals);
+                if tree.reap() {
+                    return Ok(());
+                }
+            }
+            tree.sample_when_due();
+            tree.kill_when_due();
+        }
+    }
+
+    /// Reads the guard's orders.
+    fn obey(&mut self, tree: &mut Tree) {
+        while let Some(control) = &self.control {
+            let mut order = [0];
+            match unistd::read(control, &mut order) {
+                Ok(1) => tree.carry_out(Order::from_byte(order[0])),
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR) => {}
+                _ => {
+                    // The guard is dead.
+                    self.control = None;
+                    tree.carry_out(Order::Kill);
+                }
+            }
+        }
+    }
+
+    /// All are dead: completes the logs and sums up.
+    fn ending(&mut self, mut tree: Tree) -> Ending {
+        for stream in &mut tree.streams {
+            stream.drain(&mut self.buffer);
+        }
+        let status = tree.program_status;
+        let killed_by_stranger =
+            !tree.by_us && status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == libc::SIGKILL);
+        let [stdout, stderr] = tree.streams.map(|stream| stream.log.finish());
+        Ending {
+            id: tree.id,
+            status,
+            by_us: tree.by_us,
+            fenced: tree.fenced,
+            processor_microseconds: u64::try_from(tree.used.processor.as_micros()).unwrap_or(u64::MAX),
+            peak_memory: tree.peak_memory.max(tree.used.largest),
+            leftovers: u32::try_from(tree.leftovers.len()).unwrap_or(u32::MAX),
+            oom_killed: status != Some(0)
+                && self.out_of_memory.killed(tree.counts_before, killed_by_stranger),
+            stdout,
+            stderr,
+        }
+    }
+}
+
 /// The tree is to die: when the next pass of killing comes.
 struct Stop {
     next_pass: Instant,
     pause: Duration,
 }
 
-struct Shim {
+/// A program and all that it starts.
+struct Tree {
     id: u64,
-    /// Absent once the guard is gone.
-    control: Option<OwnedFd>,
-    signals: SignalFd,
     program: i32,
-    /// Says that `exec` failed, or closes when it was done. Absent after that.
-    exec_error: Option<OwnedFd>,
-    launch_failure: Option<(Step, i32)>,
     streams: [Stream; 2],
-    out_of_memory: OutOfMemory,
-    began: Instant,
-    /// Absent until the program runs.
-    next_sample: Option<Instant>,
+    counts_before: Counts,
+    next_sample: Instant,
     peak_memory: u64,
+    /// By those that have been waited for here.
+    used: Used,
     /// As `waitpid` gave it, once the program has ended.
     program_status: Option<i32>,
     stop: Option<Stop>,
     by_us: bool,
     fenced: bool,
     /// Pid and start of every process that had to be killed after the program's own end.
-    leftovers: HashSet<(i32, u64)>,
+    leftovers: BTreeSet<(i32, u64)>,
 }
 
-impl Shim {
-    /// Goes on until no descendant is left.
-    fn tend(&mut self) -> io::Result<()> {
-        let mut buffer = Vec::new();
-        loop {
-            let mut ready = [
-                process::interest(self.control.as_ref().map(AsFd::as_fd), libc::POLLIN),
-                process::interest(Some(self.signals.as_fd()), libc::POLLIN),
-                process::interest(self.exec_error.as_ref().map(AsFd::as_fd), libc::POLLIN),
-                process::interest(self.streams[0].pipe.as_ref().map(AsFd::as_fd), libc::POLLIN),
-                process::interest(self.streams[1].pipe.as_ref().map(AsFd::as_fd), libc::POLLIN),
-            ];
-            process::poll(&mut ready, self.time_out())?;
-            let [control, signals, exec_error, stdout, stderr] = ready.map(|entry| entry.revents != 0);
-            if control {
-                self.obey();
-            }
-            if exec_error {
-                self.learn_of_exec();
-            }
-            for (stream, readable) in self.streams.iter_mut().zip([stdout, stderr]) {
-                if readable {
-                    // Most programs say nothing, or not at once.
-                    buffer.resize(BUFFER_LENGTH, 0);
-                    stream.read_once(&mut buffer);
-                }
-            }
-            if signals {
-                process::clear(&self.signals);
-                if self.reap() {
-                    return Ok(());
-                }
-            }
-            self.sample_when_due();
-            self.kill_when_due();
-        }
-    }
-
+impl Tree {
     /// How long nothing need be done unless something happens.
-    fn time_out(&self) -> Option<Duration> {
-        let next = self.stop.as_ref().map(|stop| stop.next_pass).or(self.next_sample)?;
-        Some(next.saturating_duration_since(Instant::now()))
-    }
-
-    /// Reads the guard's orders.
-    fn obey(&mut self) {
-        while let Some(control) = &self.control {
-            let mut order = [0];
-            match unistd::read(control, &mut order) {
-                Ok(1) => self.carry_out(Order::from_byte(order[0])),
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
-                _ => {
-                    // The guard is dead.
-                    self.control = None;
-                    self.carry_out(Order::Kill);
-                }
-            }
-        }
+    fn time_out(&self) -> Duration {
+        let next = self.stop.as_ref().map_or(self.next_sample, |stop| stop.next_pass);
+        next.saturating_duration_since(Instant::now())
     }
 
     fn carry_out(&mut self, order: Order) {
@@ -347,7 +366,7 @@ impl Shim {
             Order::Fence => self.fenced = true,
         }
         if running {
-            // The process alone as well: it may not have a group of its own yet.
+            // The process alone as well: it may have gone to another group.
             process::send(-self.program, libc::SIGKILL);
             process::send(self.program, libc::SIGKILL);
         }
@@ -358,37 +377,16 @@ impl Shim {
         self.stop.get_or_insert_with(|| Stop { next_pass: Instant::now(), pause: FIRST_PAUSE });
     }
 
-    /// Learns whether the program was started, and passes that on.
-    fn learn_of_exec(&mut self) {
-        let Some(pipe) = &self.exec_error else { return };
-        let mut text = [0; 256];
-        let length = match unistd::read(pipe, &mut text) {
-            Err(Errno::EAGAIN | Errno::EINTR) => return,
-            Ok(length) => length,
-            Err(_) => 0,
-        };
-        self.exec_error = None;
-        if length > 0 {
-            let failure = serde_json::from_slice(&text[..length]).unwrap_or((Step::Exec, libc::EBADMSG));
-            self.launch_failure = Some(failure);
-        } else if self.stop.is_some() {
-            // Killed on the way; whether it was a moment before `exec` or after makes no difference to anybody.
-            let step = if self.fenced { Step::Fenced } else { Step::Stopped };
-            self.launch_failure = Some((step, libc::ECANCELED));
-        } else {
-            self.next_sample = Some(self.began + FIRST_SAMPLE);
-            if let Some(control) = &self.control {
-                report(control, &Report::Started { id: self.id, pid: self.program.unsigned_abs() });
-            }
-        }
-    }
-
     /// Takes every child that has ended. True when there are none left.
     fn reap(&mut self) -> bool {
         loop {
             match process::reap(None) {
-                Reaped::Child { pid, status } if pid == self.program => self.program_status = Some(status),
-                Reaped::Child { .. } => {}
+                Reaped::Child { pid, status, used } => {
+                    self.used = self.used.and(used);
+                    if pid == self.program {
+                        self.program_status = Some(status);
+                    }
+                }
                 Reaped::NoChildren => return true,
                 Reaped::NoneYet => {
                     if self.program_status.is_some() {
@@ -402,8 +400,7 @@ impl Shim {
     }
 
     fn sample_when_due(&mut self) {
-        let Some(due) = self.next_sample else { return };
-        if Instant::now() < due || self.stop.is_some() {
+        if Instant::now() < self.next_sample || self.stop.is_some() {
             return;
         }
         let before = processor_time();
@@ -411,7 +408,7 @@ impl Shim {
             self.peak_memory = self.peak_memory.max(bytes);
         }
         let cost = processor_time().saturating_sub(before);
-        self.next_sample = Some(Instant::now() + SAMPLE_INTERVAL.max(cost * SAMPLE_RARITY));
+        self.next_sample = Instant::now() + SAMPLE_INTERVAL.max(cost * SAMPLE_RARITY);
     }
 
     fn kill_when_due(&mut self) {
@@ -431,55 +428,28 @@ impl Shim {
         stop.next_pass = Instant::now() + stop.pause;
         stop.pause = (stop.pause * 2).min(LONGEST_PAUSE);
     }
+}
 
-    /// All are dead: completes the logs and tells the guard how it ended.
-    fn end(&mut self) {
-        // A program that is quicker than this loop leaves the news of its start to be read here.
-        self.learn_of_exec();
-        let [stdout, stderr] = self.streams.each_mut().map(Stream::finish);
-        let Some(control) = &self.control else { return };
-        if let Some((step, errno)) = self.launch_failure {
-            report(control, &Report::LaunchFailed { id: self.id, step, errno });
-            return;
-        }
-        report(control, &Report::Exited(self.ending(stdout, stderr)));
-    }
-
-    fn ending(&self, stdout: LogSize, stderr: LogSize) -> Ending {
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN).ok();
-        let processor = usage
-            .map_or(0, |usage| usage.user_time().num_microseconds() + usage.system_time().num_microseconds());
-        let largest = usage.and_then(|usage| u64::try_from(usage.max_rss()).ok()).map_or(0, |kib| kib * 1024);
-        let status = self.program_status;
-        let succeeded = status == Some(0);
-        let killed_by_stranger =
-            !self.by_us && status.is_some_and(|s| libc::WIFSIGNALED(s) && libc::WTERMSIG(s) == libc::SIGKILL);
-        Ending {
-            id: self.id,
-            status,
-            by_us: self.by_us,
-            fenced: self.fenced,
-            processor_microseconds: u64::try_from(processor).unwrap_or(0),
-            peak_memory: self.peak_memory.max(largest),
-            leftovers: u32::try_from(self.leftovers.len()).unwrap_or(u32::MAX),
-            oom_killed: !succeeded && self.out_of_memory.killed(killed_by_stranger),
-            stdout,
-            stderr,
-        }
-    }
+/// One stream of output and where it goes.
+struct Stream {
+    /// Absent after the end of file.
+    pipe: Option<File>,
+    log: Log,
 }
 
 impl Stream {
     /// Moves what is there, one buffer at most. True if there may be more at once.
-    fn read_once(&mut self, buffer: &mut [u8]) -> bool {
-        let (Some(pipe), Some(log)) = (&mut self.pipe, &mut self.log) else { return false };
+    fn read_once(&mut self, buffer: &mut Vec<u8>) -> bool {
+        let Some(pipe) = &mut self.pipe else { return false };
+        // Most programs say nothing.
+        buffer.resize(BUFFER_LENGTH, 0);
         match pipe.read(buffer) {
             Ok(0) => {
                 self.pipe = None;
                 false
             }
             Ok(length) => {
-                log.write(&buffer[..length]);
+                self.log.write(&buffer[..length]);
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
@@ -491,14 +461,102 @@ impl Stream {
         }
     }
 
-    /// Reads what the dead have left in the pipe and completes the log.
-    fn finish(&mut self) -> LogSize {
-        let mut buffer = [0; LAST_BUFFER_LENGTH];
-        for _ in 0..LAST_DRAIN_LIMIT / LAST_BUFFER_LENGTH {
-            if !self.read_once(&mut buffer) {
-                break;
+    /// Reads what the dead have left in the pipe.
+    fn drain(&mut self, buffer: &mut Vec<u8>) {
+        for _ in 0..LAST_DRAIN_LIMIT / BUFFER_LENGTH {
+            if !self.read_once(buffer) {
+                return;
             }
         }
-        self.log.take().map(Log::finish).unwrap_or_default()
+    }
+}
+
+/// What a new process needs to become the program.
+///
+/// All of it is made beforehand: until its `exec` the process shares the memory of its shim, which stands still
+/// meanwhile, and must leave it as it is but for `failure`. To copy the memory would cost more than the rest of a
+/// launch.
+struct NewProcess<'a> {
+    directory: &'a CStr,
+    program: &'a CStr,
+    /// These two end with a null.
+    arguments: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
+    stdout: BorrowedFd<'a>,
+    stderr: BorrowedFd<'a>,
+    shim: Pid,
+    oom_score: Option<&'a str>,
+    /// Why there was no `exec`.
+    failure: Option<(Step, i32)>,
+}
+
+/// What `exec` takes for a list of texts.
+fn pointers(texts: &[&CStr]) -> Vec<*const c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+impl NewProcess<'_> {
+    /// Makes the process, and comes back when it is the program or has failed.
+    fn start(&mut self, stack: &mut Stack) -> nix::Result<i32> {
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: this process has one thread, which is suspended as long as the new one uses its memory; what that
+        // one is given is not touched meanwhile; and it has a stack of its own.
+        let pid = unsafe { libc::clone(enter, stack.top(), flags, (&raw mut *self).cast()) };
+        Errno::result(pid)
+    }
+
+    /// Turns the calling process, a child of the shim, into the program. Comes back only on failure.
+    fn become_program(&self) -> Result<Infallible, (Step, i32)> {
+        let at = |step: Step| move |errno: Errno| (step, errno as i32);
+        unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(at(Step::Child))?;
+        prctl::set_pdeathsig(Signal::SIGKILL).map_err(at(Step::Child))?;
+        if unistd::getppid() != self.shim {
+            // The shim died before it was to be noticed.
+            return Err((Step::Child, libc::ESRCH));
+        }
+        if let Some(score) = self.oom_score {
+            // At best: a container may forbid it. The kernel knows that this is not meant for the shim.
+            let place = c"/proc/self/oom_score_adj";
+            let _ = open(place, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .and_then(|file| unistd::write(file, score.as_bytes()));
+        }
+        let nothing =
+            open(c"/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(at(Step::Child))?;
+        unistd::dup2_stdin(&nothing).map_err(at(Step::Child))?;
+        unistd::dup2_stdout(self.stdout).map_err(at(Step::Child))?;
+        unistd::dup2_stderr(self.stderr).map_err(at(Step::Child))?;
+        unistd::chdir(self.directory).map_err(at(Step::Directory))?;
+        process::give_signals_back().map_err(at(Step::Child))?;
+        // SAFETY: the lists end with a null and point to texts that outlive the call.
+        unsafe {
+            libc::execve(self.program.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr());
+        }
+        Err((Step::Exec, Errno::last_raw()))
+    }
+}
+
+/// Where the new process begins.
+extern "C" fn enter(process: *mut c_void) -> c_int {
+    // SAFETY: it is what `start` has given to `clone`.
+    let process = unsafe { &mut *process.cast::<NewProcess<'_>>() };
+    let Err(failure) = process.become_program();
+    process.failure = Some(failure);
+    libc::EXIT_FAILURE
+}
+
+/// The stack of one new process after the other.
+struct Stack(Box<[MaybeUninit<u128>]>);
+
+impl Stack {
+    /// It is used for some system calls and their names; most of it is never touched.
+    const LENGTH: usize = 32 * 1024;
+
+    fn new() -> Self {
+        Stack(Box::new_uninit_slice(Self::LENGTH / size_of::<u128>()))
+    }
+
+    /// Stacks grow downwards, and begin at a multiple of 16.
+    fn top(&mut self) -> *mut c_void {
+        self.0.as_mut_ptr_range().end.cast()
     }
 }

@@ -1,14 +1,15 @@
 //! What goes over the sockets between worker, guard and shims.
 //!
 //! The sockets are of kind SEQPACKET: one message is one packet, so nothing is ever half read. Messages are small JSON
-//! texts; a launch, which may be megabytes, travels as a memory file whose descriptor rides on the `launch` command,
-//! and is read by its shim alone. A last will travels in the same way. This module must not know what the messages
-//! mean.
+//! texts; the texts of a launch follow the `launch` command behind a NUL, or, as they may be megabytes, lie in a memory
+//! file whose descriptor rides on it, and are read by its shim alone. A last will always travels as a memory file. This
+//! module must not know what the messages mean.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -24,8 +25,11 @@ use serde::{Deserialize, Serialize};
 use super::Step;
 use super::log::LogSize;
 
-/// Longest message in bytes. The longest that is ever sent has a tenth of it.
-const MESSAGE_LIMIT: usize = 8 * 1024;
+/// Longest packet in bytes.
+const PACKET_LIMIT: usize = 16 * 1024;
+
+/// Longest texts in bytes that travel in a packet; the message before them has some hundred bytes.
+const INLINE_LIMIT: usize = PACKET_LIMIT - 1024;
 
 /// Longest memory file in bytes. The kernel itself takes far less for arguments and environment.
 const LENGTH_LIMIT: u64 = 64 * 1024 * 1024;
@@ -34,7 +38,7 @@ const LENGTH_LIMIT: u64 = 64 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Command {
-    /// Start what the descriptor that comes along describes.
+    /// Start what comes along.
     Launch { id: u64 },
     /// SIGTERM to the process group.
     Terminate { id: u64 },
@@ -140,22 +144,40 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
-/// Sends one message, and with it a descriptor.
+/// Puts a message into the bytes of a packet.
 ///
 /// # Errors
-/// `WouldBlock` when the other side does not keep up, `BrokenPipe` when it is gone.
+/// None for messages of this module.
+pub(super) fn packet<M: Serialize>(message: &M, attached: Option<&Attachment>) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(message)?;
+    if let Some(Attachment::Inline(texts)) = attached {
+        bytes.reserve_exact(1 + texts.len());
+        bytes.push(0);
+        bytes.extend(texts);
+    }
+    Ok(bytes)
+}
+
+/// Sends one message with what belongs to it.
+///
+/// # Errors
+/// As [`send_bytes`].
 pub(super) fn send<M: Serialize>(
     socket: BorrowedFd<'_>,
     message: &M,
-    attached: Option<BorrowedFd<'_>>,
+    attached: Option<&Attachment>,
 ) -> io::Result<()> {
-    send_bytes(socket, &serde_json::to_vec(message)?, attached)
+    let file = match attached {
+        Some(Attachment::File(file)) => Some(file.as_fd()),
+        _ => None,
+    };
+    send_bytes(socket, &packet(message, attached)?, file)
 }
 
-/// Sends one message that is bytes already.
+/// Sends one packet, and with it a descriptor.
 ///
 /// # Errors
-/// As [`send`].
+/// `WouldBlock` when the other side does not keep up, `BrokenPipe` when it is gone.
 pub(super) fn send_bytes(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -174,30 +196,66 @@ pub(super) fn send_bytes(
     }
 }
 
-/// What came over a socket.
-pub(super) enum Received<M> {
-    Message(M, Option<OwnedFd>),
-    /// The other side is gone.
-    Closed,
+/// What came over a socket: a message, and what came along with it.
+pub(super) struct Packet<'a> {
+    /// As it came.
+    pub(super) bytes: &'a [u8],
+    pub(super) attached: Option<OwnedFd>,
 }
 
-/// Takes one message without waiting.
-///
-/// # Errors
-/// `WouldBlock` when there is none, `InvalidData` when it is not one of ours.
-pub(super) fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Received<M>> {
-    let mut bytes = [0_u8; MESSAGE_LIMIT];
-    let (length, attached) = match receive_bytes(socket, &mut bytes) {
-        Ok(received) => received,
-        Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => return Ok(Received::Closed),
-        Err(error) => return Err(error),
-    };
-    if length == 0 {
-        return Ok(Received::Closed);
+impl<'a> Packet<'a> {
+    /// The message.
+    ///
+    /// # Errors
+    /// `InvalidData` when it is not one of ours.
+    pub(super) fn message<M: DeserializeOwned>(&self) -> io::Result<M> {
+        serde_json::from_slice(self.parts().0)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
-    let message = serde_json::from_slice(&bytes[..length])
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(Received::Message(message, attached))
+
+    /// The texts of a launch, wherever they are.
+    ///
+    /// # Errors
+    /// There are none, they cannot be read, or are absurdly long.
+    pub(super) fn into_texts(self) -> io::Result<Cow<'a, [u8]>> {
+        match (self.parts().1, self.attached) {
+            (Some(texts), _) => Ok(Cow::Borrowed(texts)),
+            (None, Some(file)) => read_whole(&File::from(file)).map(Cow::Owned),
+            (None, None) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// No JSON text holds a NUL.
+    fn parts(&self) -> (&'a [u8], Option<&'a [u8]>) {
+        match self.bytes.iter().position(|byte| *byte == 0) {
+            Some(end) => (&self.bytes[..end], Some(&self.bytes[end + 1..])),
+            None => (self.bytes, None),
+        }
+    }
+}
+
+/// Where packets are received.
+pub(super) struct Inbox {
+    buffer: Vec<u8>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Inbox { buffer: vec![0; PACKET_LIMIT] }
+    }
+
+    /// Takes one packet without waiting; `None` when the other side is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none, `InvalidData` when it is longer than any of ours.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Packet<'_>>> {
+        let (length, attached) = match receive_bytes(socket, &mut self.buffer) {
+            Ok(received) => received,
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok((length > 0).then(|| Packet { bytes: &self.buffer[..length], attached }))
+    }
 }
 
 fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
@@ -224,10 +282,17 @@ fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize,
     Ok((received.bytes, attached))
 }
 
-/// A head of three numbers, then every text with a NUL behind it: the form in which launches and last wills lie in
-/// memory files. In this form texts go to the kernel as they are; nothing is copied or parsed twice.
+/// A head of three numbers, then every text with a NUL behind it: the form in which launches and last wills travel. In
+/// this form texts go to the kernel as they are; nothing is copied or parsed twice.
 pub(super) struct TextsWriter {
     bytes: Vec<u8>,
+}
+
+/// What comes along with a message.
+#[derive(Debug)]
+pub(super) enum Attachment {
+    Inline(Vec<u8>),
+    File(OwnedFd),
 }
 
 const HEAD_LENGTH: usize = 24;
@@ -258,14 +323,26 @@ impl TextsWriter {
         self.bytes.extend(bytes);
     }
 
+    /// Gives all as it is when it is short, and otherwise in a memory file.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory.
+    pub(super) fn finish(self) -> io::Result<Attachment> {
+        if self.bytes.len() <= INLINE_LIMIT {
+            Ok(Attachment::Inline(self.bytes))
+        } else {
+            self.finish_as_file()
+        }
+    }
+
     /// Puts all into a memory file.
     ///
     /// # Errors
     /// Out of descriptors or memory.
-    pub(super) fn finish(self, name: &CStr) -> io::Result<OwnedFd> {
-        let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+    pub(super) fn finish_as_file(self) -> io::Result<Attachment> {
+        let mut file = File::from(memfd_create(c"spark-guard", MFdFlags::MFD_CLOEXEC)?);
         file.write_all(&self.bytes)?;
-        Ok(file.into())
+        Ok(Attachment::File(file.into()))
     }
 }
 
@@ -299,12 +376,7 @@ impl<'a> TextsReader<'a> {
     }
 }
 
-/// The texts of a launch, as a memory file holds them.
-pub(super) struct LaunchTexts {
-    bytes: Vec<u8>,
-}
-
-/// A launch seen through the bytes of its memory file.
+/// A launch seen through its bytes.
 pub(super) struct LaunchView<'a> {
     pub(super) log_limit: u64,
     pub(super) stdout: &'a CStr,
@@ -317,21 +389,10 @@ pub(super) struct LaunchView<'a> {
     pub(super) environment: Vec<&'a CStr>,
 }
 
-impl LaunchTexts {
-    /// Reads a launch back from its memory file.
-    ///
-    /// # Errors
-    /// The file cannot be read or is absurdly long.
-    pub(super) fn read(file: OwnedFd) -> io::Result<Self> {
-        let file = File::from(file);
-        let mut bytes = vec![0; length_within_limit(&file)?];
-        file.read_exact_at(&mut bytes, 0)?;
-        Ok(LaunchTexts { bytes })
-    }
-
+impl<'a> LaunchView<'a> {
     /// Finds the texts; `None` when the bytes are not a launch.
-    pub(super) fn view(&self) -> Option<LaunchView<'_>> {
-        let mut texts = TextsReader::new(&self.bytes)?;
+    pub(super) fn of(bytes: &'a [u8]) -> Option<Self> {
+        let mut texts = TextsReader::new(bytes)?;
         let (stdout, stderr, directory) = (texts.next()?, texts.next()?, texts.next()?);
         let program = texts.next()?;
         let (mut arguments, mut environment) = (vec![program], vec![]);
@@ -369,6 +430,16 @@ impl<'a> WillView<'a> {
     }
 }
 
+/// Reads a memory file.
+///
+/// # Errors
+/// It cannot be read or is absurdly long.
+fn read_whole(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length_within_limit(file)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// The length of a memory file in bytes.
 ///
 /// # Errors
@@ -385,25 +456,39 @@ pub(super) fn length_within_limit(file: &File) -> io::Result<usize> {
 mod tests {
     use super::*;
 
-    use std::os::fd::AsFd;
-
-    fn texts(bytes: Vec<u8>) -> LaunchTexts {
-        LaunchTexts { bytes }
+    fn writer(number: u64, texts: &[&str]) -> TextsWriter {
+        let mut writer = TextsWriter::new(number, 1, 1);
+        for text in texts {
+            assert!(writer.add(&[OsStr::new(text)]));
+        }
+        writer
     }
 
     #[test]
-    fn a_launch_comes_out_as_it_went_in() {
-        let mut writer = TextsWriter::new(77, 2, 1);
-        for text in ["/out", "/err", "/dir", "/bin/p", "first", ""] {
-            assert!(writer.add(&[OsStr::new(text)]));
+    fn a_launch_comes_out_as_it_went_in_however_it_travels() {
+        for length in [1, INLINE_LIMIT - 100, INLINE_LIMIT, 3_000_000] {
+            let argument = "x".repeat(length);
+            let mut writer = TextsWriter::new(77, 2, 1);
+            for text in ["/out", "/err", "/dir", "/bin/p", &argument, ""] {
+                assert!(writer.add(&[OsStr::new(text)]));
+            }
+            assert!(writer.add(&[OsStr::new("A"), OsStr::new("="), OsStr::from_bytes(b"\xff")]));
+            let (near, far) = pair().expect("sockets");
+            let attachment = writer.finish().expect("finished");
+            send(near.as_fd(), &Command::Launch { id: 5 }, Some(&attachment)).expect("sent");
+            let mut inbox = Inbox::new();
+            let packet = inbox.receive(far.as_fd()).expect("received").expect("there");
+            assert_eq!(packet.message::<Command>().expect("a command"), Command::Launch { id: 5 });
+            assert_eq!(packet.attached.is_none(), length < INLINE_LIMIT, "{length}");
+            let texts = packet.into_texts().expect("texts");
+            let view = LaunchView::of(&texts).expect("a launch");
+            assert_eq!(view.log_limit, 77);
+            assert_eq!((view.stdout, view.stderr, view.directory), (c"/out", c"/err", c"/dir"));
+            assert_eq!((view.program, view.arguments.len()), (c"/bin/p", 3));
+            assert_eq!((view.arguments[0], view.arguments[2]), (c"/bin/p", c""));
+            assert_eq!(view.arguments[1].to_bytes(), argument.as_bytes());
+            assert_eq!(view.environment, [c"A=\xff"]);
         }
-        assert!(writer.add(&[OsStr::new("A"), OsStr::new("="), OsStr::from_bytes(b"\xff")]));
-        let read = LaunchTexts::read(writer.finish(c"t").expect("file")).expect("read");
-        let view = read.view().expect("a launch");
-        assert_eq!(view.log_limit, 77);
-        assert_eq!((view.stdout, view.stderr, view.directory), (c"/out", c"/err", c"/dir"));
-        assert_eq!(view.arguments, [c"/bin/p", c"first", c""]);
-        assert_eq!(view.environment, [c"A=\xff"]);
     }
 
     #[test]
@@ -413,29 +498,22 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_launch_are_refused_at_every_length() {
-        let mut writer = TextsWriter::new(1, 1, 1);
-        for text in ["/out", "/err", "/dir", "/bin/p", "a", "A=1"] {
-            assert!(writer.add(&[OsStr::new(text)]));
-        }
-        let whole = writer.bytes;
-        assert!(texts(whole.clone()).view().is_some());
+        let whole = writer(1, &["/out", "/err", "/dir", "/bin/p", "a", "A=1"]).bytes;
+        assert!(LaunchView::of(&whole).is_some());
         for length in 0..whole.len() {
-            assert!(texts(whole[..length].to_vec()).view().is_none(), "{length}");
+            assert!(LaunchView::of(&whole[..length]).is_none(), "{length}");
         }
         let mut longer = whole.clone();
         longer.push(b'x');
-        assert!(texts(longer).view().is_none());
+        assert!(LaunchView::of(&longer).is_none());
         let mut greedy = whole;
         greedy[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(texts(greedy).view().is_none());
+        assert!(LaunchView::of(&greedy).is_none());
     }
 
     #[test]
     fn a_last_will_comes_out_as_it_went_in_and_no_shorter_one_is_taken_for_it() {
-        let mut writer = TextsWriter::new(1500, 1, 1);
-        for text in ["", "argument", "A=1"] {
-            assert!(writer.add(&[OsStr::new(text)]));
-        }
+        let mut writer = writer(1500, &["", "argument", "A=1"]);
         let without_input = writer.bytes.len();
         writer.add_bytes(b"in\0put");
         let bytes = writer.bytes;
@@ -451,26 +529,27 @@ mod tests {
     #[test]
     fn a_message_brings_its_descriptor_and_the_end_is_seen() {
         let (near, far) = pair().expect("sockets");
-        let attached = memfd_create(c"t", MFdFlags::MFD_CLOEXEC).expect("file");
-        send(near.as_fd(), &Command::Launch { id: u64::MAX }, Some(attached.as_fd())).expect("sent");
-        let Received::Message(Command::Launch { id: u64::MAX }, Some(_)) =
-            receive(far.as_fd()).expect("received")
-        else {
-            panic!("another message");
-        };
-        let nothing = receive::<Command>(far.as_fd()).err().expect("nothing there");
+        let file = writer(1, &[]).finish_as_file().expect("file");
+        send(near.as_fd(), &Command::LastWill, Some(&file)).expect("sent");
+        let mut inbox = Inbox::new();
+        let packet = inbox.receive(far.as_fd()).expect("received").expect("there");
+        assert_eq!(packet.message::<Command>().expect("a command"), Command::LastWill);
+        assert!(packet.attached.is_some());
+        let nothing = inbox.receive(far.as_fd()).err().expect("nothing there");
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
         drop(near);
-        assert!(matches!(receive::<Command>(far.as_fd()), Ok(Received::Closed)));
+        assert!(inbox.receive(far.as_fd()).expect("received").is_none());
     }
 
     #[test]
     fn garbage_is_an_error_and_not_a_message() {
         let (near, far) = pair().expect("sockets");
-        for garbage in [&b"\xff\xfe"[..], b"{\"launch\":{}}", b"[1,2", &[b'x'; MESSAGE_LIMIT + 1]] {
+        let mut inbox = Inbox::new();
+        for garbage in [&b"\xff\xfe"[..], b"{\"launch\":{}}", b"[1,2", b"\0", &[b'x'; PACKET_LIMIT + 1]] {
             send_bytes(near.as_fd(), garbage, None).expect("sent");
-            let error = receive::<Command>(far.as_fd()).err().expect("refused");
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            let received = inbox.receive(far.as_fd());
+            let message = received.and_then(|packet| packet.expect("there").message::<Command>());
+            assert_eq!(message.expect_err("refused").kind(), io::ErrorKind::InvalidData);
         }
     }
 }
