@@ -18,6 +18,7 @@ use crate::broker::ledger::{Ledger, leave};
 use crate::broker::publisher::Publisher;
 use crate::broker::session::keep_connected;
 use crate::broker::slots::{Leaving, Slots};
+use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
@@ -186,6 +187,7 @@ pub fn context(
     home: &Home,
     backend: Arc<ClientMode>,
     announce: Arc<dyn Announce>,
+    lease_ends: Option<watch::Receiver<Option<BootTime>>>,
 ) -> Result<Context, ServiceError> {
     Ok(Context {
         judge: Judge::of(settings)?,
@@ -195,6 +197,7 @@ pub fn context(
         worker: worker.to_owned(),
         directory: home.path.clone(),
         announce,
+        lease_ends,
     })
 }
 
@@ -218,8 +221,10 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let (publisher, lanes) =
         Publisher::new(&endpoint, format!("{worker} publish"), settings.broker.publish_timeout)
             .map_err(|error| ServiceError::Broker(error.to_string()))?;
-    let context =
-        Arc::new(context(&settings, &worker, &home, client_mode.clone(), Arc::new(publisher.clone()))?);
+    let ledger = Ledger::new(&worker, settings.ledger.lease, publisher.clone());
+    let announce = Arc::new(publisher.clone());
+    let lease_ends = Some(ledger.lease_ends());
+    let context = Arc::new(context(&settings, &worker, &home, client_mode.clone(), announce, lease_ends)?);
     client_mode.prepare().await?;
     let pruning = tokio::spawn(keep_pruned(kept_folder(&settings.job.directory), settings.job.keep_for));
     if let Err(error) = crate::spark::installation::Installation::find(&settings.spark) {
@@ -237,7 +242,6 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         settings.job.run_timeout,
         sessions,
     ));
-    let ledger = Ledger::new(&worker, settings.ledger.lease, publisher.clone());
     let background = [
         connecting,
         pruning,

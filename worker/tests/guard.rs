@@ -125,6 +125,7 @@ fn launch_in(folder: &Path, mark: &str, program: &str, arguments: &[&str]) -> La
         stdout: folder.join("stdout"),
         stderr: folder.join("stderr"),
         log_limit: 1 << 20,
+        not_after: None,
     }
 }
 
@@ -504,6 +505,35 @@ async fn a_renewal_before_the_moment_costs_nothing() {
         until(|| scene.stdout().contains(line), || scene.stdout());
         guard.alive_until(BootTime::now().checked_add(step * 10));
     }
+    assert_eq!(in_time(running.exited()).await.status, ExitStatus::Code(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_the_guard_hears_after_the_moment_saves_nothing() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    let moment = BootTime::now().checked_add(Duration::from_millis(300)).unwrap();
+    guard.alive_until(Some(moment));
+    let mut running = scene.tree(&guard).await;
+    signal(pid_of(&guard), Signal::SIGSTOP);
+    guard.alive_until(BootTime::now().checked_add(Duration::from_secs(3600)));
+    until(|| BootTime::now() > moment, || "the clock stands still".into());
+    signal(pid_of(&guard), Signal::SIGCONT);
+    let exit = in_time(running.exited()).await;
+    assert_eq!((exit.status, exit.fenced), (ExitStatus::Signal(9), true));
+    scene.nothing_is_left();
+    assert_eq!(scene.run(&guard, "exit 0").await.status, ExitStatus::Code(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_that_comes_after_its_own_moment_is_refused() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    guard.alive_until(BootTime::now().checked_add(Duration::from_secs(3600)));
+    let late = Launch { not_after: Some(BootTime::now()), ..scene.shell("exit 0") };
+    assert!(matches!(guard.launch(late).await, Err(LaunchError::Fenced { .. })));
+    let ahead = BootTime::now().checked_add(Duration::from_secs(3600));
+    let mut running = guard.launch(Launch { not_after: ahead, ..scene.shell("exit 0") }).await.unwrap();
     assert_eq!(in_time(running.exited()).await.status, ExitStatus::Code(0));
 }
 

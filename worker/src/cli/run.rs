@@ -51,7 +51,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
     let worker = instance_name(&settings);
     let home = Home::make(&settings.job.directory, &worker).map_err(of_service)?;
     let terminal = Arc::new(Terminal { json: args.json, progress: Mutex::new(Progress::new()) });
-    let context = context(&settings, &worker, &home, Arc::new(backend(&settings)), terminal.clone())
+    let context = context(&settings, &worker, &home, Arc::new(backend(&settings)), terminal.clone(), None)
         .map_err(of_service)?;
     let claim = Claim {
         job: job.id().clone(),

@@ -31,6 +31,7 @@ use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
 use tokio::sync::{Semaphore, watch};
 
+use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::crash::crash_point;
 use crate::spark::{Awaited, Backend};
@@ -52,6 +53,8 @@ pub struct Context {
     pub directory: PathBuf,
     /// Where events go.
     pub announce: Arc<dyn Announce>,
+    /// Until when drivers may run; absent where nobody else could run them.
+    pub lease_ends: Option<watch::Receiver<Option<BootTime>>>,
 }
 
 /// Where events go.

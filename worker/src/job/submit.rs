@@ -38,11 +38,18 @@ pub async fn submit<'a>(
         reason = stop.stronger(None) => return Err(stopped(reason)),
         permit = context.submits.acquire() => permit.map_err(|error| broken(&error.to_string()))?,
     };
+    // In this order: as long as nobody has told us to stop, the job was ours when this lease was read back, and nobody can
+    // take it over before that is over.
+    let not_after = context.lease_ends.as_ref().and_then(|ends| *ends.borrow());
+    if let Some(reason) = stop.reason() {
+        return Err(stopped(reason));
+    }
     let submission = Submission {
         directory: staged.directory.clone(),
         working_directory: staged.working_directory.clone(),
         modules: staged.modules.clone(),
         command_line,
+        not_after,
     };
     // Not cancelled by a stop: what was started must be known to be ended.
     match context.backend.submit(&submission).await {

@@ -156,6 +156,7 @@ impl ClientMode {
             stdout: submission.directory.join(STANDARD_OUTPUT),
             stderr: submission.directory.join(STANDARD_ERROR),
             log_limit: self.log_limit,
+            not_after: submission.not_after,
         })
     }
 

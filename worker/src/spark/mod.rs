@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use argv::CommandLine;
-use guard::Exit;
+use guard::{BootTime, Exit};
 use report::Word;
 
 /// A future of a back end, boxed so that back ends can be chosen at run time.
@@ -59,6 +59,8 @@ pub struct Submission {
     pub modules: Option<PathBuf>,
     /// What spark-submit is told.
     pub command_line: CommandLine,
+    /// From this moment on nothing is started any more: the job may be somebody else's by then.
+    pub not_after: Option<BootTime>,
 }
 
 /// Something that happened to an application.

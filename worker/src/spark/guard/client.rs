@@ -166,6 +166,7 @@ impl Guard {
     pub async fn launch(&self, launch: Launch) -> Result<Running, LaunchError> {
         let program = launch.program.clone();
         let texts = write_down(&launch)?;
+        let not_after = launch.not_after.map(BootTime::as_nanoseconds);
         drop(launch);
         let id = self.link.next_id.fetch_add(1, Ordering::Relaxed);
         let (started_sender, started) = oneshot::channel();
@@ -176,7 +177,7 @@ impl Guard {
         }
         // Made before the wait: if this future is dropped, so is that, and the tree with it.
         let mut running = Running { pid: 0, id, link: self.link.clone(), exited, exit: None };
-        self.link.send(Command::Launch { id }, Some(texts));
+        self.link.send(Command::Launch { id, not_after }, Some(texts));
         let not_started = match started.await {
             Ok(Ok(pid)) => {
                 running.pid = pid;
@@ -355,7 +356,7 @@ impl Waiting {
             (_, _, Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
             // Whoever has stopped waiting does not want to know.
             (_, Some(asked), sent) => drop(asked.send(sent)),
-            (Command::Launch { id }, None, Err(error)) => self.failed(id, NotStarted::Handover(error)),
+            (Command::Launch { id, .. }, None, Err(error)) => self.failed(id, NotStarted::Handover(error)),
             // A fence or a kill that does not get through must not be lost.
             (_, None, Err(_)) => self.kill_guard(),
         }

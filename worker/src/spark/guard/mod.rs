@@ -76,6 +76,8 @@ pub struct Launch {
     pub stderr: PathBuf,
     /// About how many bytes of each stream to keep: the first half and the last half of so many.
     pub log_limit: u64,
+    /// From this moment on it is not started any more: it was decided on by what held until then.
+    pub not_after: Option<BootTime>,
 }
 
 /// A program that the guard runs when the worker is gone without having taken this back, and every tree is gone too.

@@ -318,7 +318,8 @@ impl Server {
 
     fn carry_out(&mut self, command: Command, packet: Packet<'_>) {
         match command {
-            Command::Launch { id } => {
+            // The shim looks at the moment after which it is not to be.
+            Command::Launch { id, .. } => {
                 if let Err((step, errno)) = self.launch(id, &packet) {
                     self.tell(&Report::LaunchFailed { id, step, errno });
                 }
@@ -371,6 +372,8 @@ impl Server {
     }
 
     fn set_alive_until(&mut self, until: Option<BootTime>) {
+        // What is told after the moment has passed comes too late for the trees of that time.
+        self.fence_when_due();
         self.until = until;
         // Zero would disarm the clock.
         let expiration = until.map(|until| Duration::from_nanos(until.as_nanoseconds().max(1)));
@@ -399,7 +402,9 @@ impl Server {
         let _ = self.timer.unset();
         self.fenced = true;
         let launches = self.launches();
-        tracing::warn!(launches, "worker has not renewed in time, guard kills every tree");
+        if launches > 0 {
+            tracing::warn!(launches, "worker has not renewed in time, guard kills every tree");
+        }
         for shim in &mut self.shims {
             shim.order(Order::Fence);
         }

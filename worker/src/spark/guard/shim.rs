@@ -28,11 +28,11 @@ use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{self, Pid};
 
-use super::Step;
 use super::log::Log;
 use super::memory::{self, Counts, OutOfMemory};
 use super::process::{self, Reaped, Used};
 use super::wire::{self, Command, Ending, Inbox, LaunchView, Order, Report};
+use super::{BootTime, Step};
 
 /// What a shim calls itself.
 pub(super) const NAME: &CStr = c"spark-shim";
@@ -152,8 +152,12 @@ impl<'a> Shim<'a> {
 
     /// Takes one launch after the other until the guard lets go.
     fn live(&mut self) -> io::Result<()> {
-        while let Some((id, texts)) = self.next_launch()? {
+        while let Some((id, not_after, texts)) = self.next_launch()? {
             let result = match texts.map_err(|error| (Step::Decode, errno_of(&error))) {
+                // As late as can be: whoever decided on the launch may have stood still since.
+                Ok(_) if not_after.is_some_and(|moment| BootTime::now() >= moment) => {
+                    Err((Step::Fenced, libc::ECANCELED))
+                }
                 Ok(texts) => self.start(id, &texts),
                 Err(failure) => Err(failure),
             };
@@ -171,8 +175,8 @@ impl<'a> Shim<'a> {
         Ok(())
     }
 
-    /// Waits for the next launch; gives its id and its texts. `None` when the guard is gone or lets this shim go.
-    fn next_launch(&mut self) -> io::Result<Option<(u64, io::Result<Vec<u8>>)>> {
+    /// Waits for the next launch; gives its id, the moment from which on it is not to be, and its texts. `None` when the guard is gone or lets this shim go.
+    fn next_launch(&mut self) -> io::Result<Option<NextLaunch>> {
         loop {
             let Some(control) = &self.control else { return Ok(None) };
             process::poll(&mut [process::interest(Some(control.as_fd()), libc::POLLIN)], None)?;
@@ -186,10 +190,11 @@ impl<'a> Shim<'a> {
                 // An order that came too late for the launch that it was meant for.
                 continue;
             }
-            let Command::Launch { id } = packet.message()? else {
+            let Command::Launch { id, not_after } = packet.message()? else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
-            return Ok(Some((id, packet.into_texts().map(Cow::into_owned))));
+            let not_after = not_after.map(BootTime::from_nanoseconds);
+            return Ok(Some((id, not_after, packet.into_texts().map(Cow::into_owned))));
         }
     }
 
@@ -319,6 +324,9 @@ impl<'a> Shim<'a> {
         }
     }
 }
+
+/// A launch's id, the moment from which on it is not to be, and its texts.
+type NextLaunch = (u64, Option<BootTime>, io::Result<Vec<u8>>);
 
 /// The tree is to die: when the next pass of killing comes.
 struct Stop {

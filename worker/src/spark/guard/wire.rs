@@ -38,8 +38,8 @@ const LENGTH_LIMIT: u64 = 64 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Command {
-    /// Start what comes along.
-    Launch { id: u64 },
+    /// Start what comes along, but not at this moment of CLOCK_BOOTTIME or later.
+    Launch { id: u64, not_after: Option<u64> },
     /// SIGTERM to the process group.
     Terminate { id: u64 },
     /// SIGKILL to the whole tree until it is gone.
@@ -475,10 +475,13 @@ mod tests {
             assert!(writer.add(&[OsStr::new("A"), OsStr::new("="), OsStr::from_bytes(b"\xff")]));
             let (near, far) = pair().expect("sockets");
             let attachment = writer.finish().expect("finished");
-            send(near.as_fd(), &Command::Launch { id: 5 }, Some(&attachment)).expect("sent");
+            send(near.as_fd(), &Command::Launch { id: 5, not_after: None }, Some(&attachment)).expect("sent");
             let mut inbox = Inbox::new();
             let packet = inbox.receive(far.as_fd()).expect("received").expect("there");
-            assert_eq!(packet.message::<Command>().expect("a command"), Command::Launch { id: 5 });
+            assert_eq!(
+                packet.message::<Command>().expect("a command"),
+                Command::Launch { id: 5, not_after: None }
+            );
             assert_eq!(packet.attached.is_none(), length < INLINE_LIMIT, "{length}");
             let texts = packet.into_texts().expect("texts");
             let view = LaunchView::of(&texts).expect("a launch");
