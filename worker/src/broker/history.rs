@@ -7,11 +7,12 @@
 //! This module must not know what is in an event.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use spark_runtime_protocol::topology::{HISTORY_STREAM, STREAM_OFFSET_ARGUMENT};
 use tokio::sync::watch;
@@ -24,10 +25,12 @@ use super::session::Session;
 const AT_HAND: usize = 1 << 20;
 /// Messages that may be on their way to the reader.
 const PREFETCH: u16 = 500;
-/// By how much the clocks of workers and broker may differ, in seconds, before the whole history is looked through.
-const CLOCKS: u64 = 600;
-/// A stream that gives nothing for so long has been read to its end.
-const END_OF_STREAM: Duration = Duration::from_secs(2);
+/// By how much the clocks of workers and broker differ, in seconds: mostly, and at most.
+const CLOCKS: [u64; 2] = [5, 600];
+/// A stream that gives nothing for so long may have been read to its end.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long one look may take. Nothing that a broker is asked for may keep a slot for ever.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// The history.
 pub struct History {
@@ -77,8 +80,6 @@ impl History {
         if at_hand.is_some() {
             return at_hand;
         }
-        let at = u64::from(at);
-        let around = Some(at.saturating_sub(CLOCKS)..at + CLOCKS);
         let mut backoff = Backoff::default();
         let mut sessions = self.sessions.clone();
         loop {
@@ -87,33 +88,51 @@ impl History {
                 // Nobody connects any more: the worker is going down.
                 return std::future::pending().await;
             };
-            let found = match look(&session, id, around.clone()).await {
-                Ok(None) => look(&session, id, None).await,
-                other => other,
-            };
-            match found {
-                Ok(found) => {
-                    if let Some(found) = &found {
-                        self.at_hand.lock().unwrap_or_else(PoisonError::into_inner).keep(found);
-                    }
-                    return found;
+            let looked = tokio::time::timeout(LOOK, look_everywhere(&session, id, u64::from(at)));
+            match looked.await {
+                Ok(Ok(Looked::Found(found))) => {
+                    self.at_hand.lock().unwrap_or_else(PoisonError::into_inner).keep(&found);
+                    return Some(*found);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "the history cannot be read; trying again");
-                    backoff.wait().await;
+                Ok(Ok(Looked::Gone)) => return None,
+                Ok(Ok(Looked::NotSeen)) => {
+                    tracing::warn!(id, "an end is not found in the history; looking again")
                 }
+                Ok(Err(error)) => tracing::warn!(%error, "the history cannot be read; trying again"),
+                Err(_) => tracing::warn!(id, "the history takes too long to be read; trying again"),
             }
+            backoff.wait().await;
         }
     }
 }
 
-/// Looks through the history, or the part of it that was written at these times.
-async fn look(
-    session: &Session,
-    id: &str,
-    times: Option<std::ops::Range<u64>>,
-) -> Result<Option<Announcement>, lapin::Error> {
+/// What a look into the history has brought.
+enum Looked {
+    Found(Box<Announcement>),
+    /// It was not among what came; the broker may just have been slow.
+    NotSeen,
+    /// What the history still has is all younger.
+    Gone,
+}
+
+/// First where it must be if the clocks are right, then where it must be at all, then everywhere.
+async fn look_everywhere(session: &Session, id: &str, at: u64) -> Result<Looked, lapin::Error> {
+    for clocks in CLOCKS {
+        let around = at.saturating_sub(clocks)..at + clocks;
+        if let Looked::Found(found) = look(session, id, Some(around)).await? {
+            return Ok(Looked::Found(found));
+        }
+    }
+    look(session, id, None).await
+}
+
+/// Looks through the history, or the part of it that was written at these times. A whole history that begins later than
+/// anything that `id` could be among is no longer the one that had it.
+async fn look(session: &Session, id: &str, times: Option<Range<u64>>) -> Result<Looked, lapin::Error> {
     let channel = session.connection.create_channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let messages =
+        channel.queue_declare(HISTORY_STREAM.into(), options, FieldTable::default()).await?.message_count();
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let from = match &times {
         Some(times) => AMQPValue::Timestamp(times.start),
@@ -123,13 +142,15 @@ async fn look(
     arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
     let options = BasicConsumeOptions::default();
     let mut consumer = channel.basic_consume(HISTORY_STREAM.into(), "".into(), options, arguments).await?;
-    let mut unacknowledged = 0;
-    let mut found = None;
-    while let Ok(Some(delivery)) = tokio::time::timeout(END_OF_STREAM, consumer.next()).await {
+    let (mut read, mut unacknowledged) = (0_u32, 0);
+    let mut looked = Looked::NotSeen;
+    while let Ok(Some(delivery)) = tokio::time::timeout(SILENCE, consumer.next()).await {
         let delivery = delivery?;
         let named = delivery.properties.message_id().as_ref().map(|id| id.as_str());
-        if named == Some(id) {
-            found = Announcement::of_delivery(&delivery);
+        if named == Some(id)
+            && let Some(found) = Announcement::of_delivery(&delivery)
+        {
+            looked = Looked::Found(Box::new(found));
             break;
         }
         let written = delivery.properties.timestamp();
@@ -138,12 +159,17 @@ async fn look(
         {
             break;
         }
+        read += 1;
         unacknowledged += 1;
         if unacknowledged >= PREFETCH / 2 {
             delivery.acker.ack(BasicAckOptions { multiple: true }).await?;
             unacknowledged = 0;
         }
     }
+    // All that there was has been read, and it was not among it.
+    if times.is_none() && read >= messages && matches!(looked, Looked::NotSeen) {
+        looked = Looked::Gone;
+    }
     channel.close(200, "looked".into()).await?;
-    Ok(found)
+    Ok(looked)
 }

@@ -27,6 +27,9 @@ use super::session::Session;
 use crate::job::settle::Settled;
 use crate::job::{Stop, StopReason, Stopper};
 
+/// How long the broker may take to open a channel and a consumer.
+const OPENING: Duration = Duration::from_secs(30);
+
 /// How far a worker has got in leaving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Leaving {
@@ -157,6 +160,17 @@ impl<H: Handler> Slots<H> {
         }
     }
 
+    async fn open(&self, session: &Session, number: usize) -> Result<(Channel, Consumer), lapin::Error> {
+        let channel = session.connection.create_channel().await?;
+        channel.basic_qos(1, BasicQosOptions::default()).await?;
+        let tag = format!("slot-{number}-{}", session.generation);
+        let options = BasicConsumeOptions::default();
+        let consumer = channel
+            .basic_consume(self.queue.into(), tag.as_str().into(), options, FieldTable::default())
+            .await?;
+        Ok((channel, consumer))
+    }
+
     /// Takes deliveries on one channel until it fails, is to be renewed, or the worker leaves.
     async fn consume(
         &self,
@@ -165,13 +179,12 @@ impl<H: Handler> Slots<H> {
         leaving: &mut watch::Receiver<Leaving>,
         backoff: &mut Backoff,
     ) -> Result<(), lapin::Error> {
-        let channel = session.connection.create_channel().await?;
-        channel.basic_qos(1, BasicQosOptions::default()).await?;
-        let tag = format!("slot-{number}-{}", session.generation);
-        let options = BasicConsumeOptions::default();
-        let mut consumer = channel
-            .basic_consume(self.queue.into(), tag.as_str().into(), options, FieldTable::default())
-            .await?;
+        let opened = tokio::time::timeout(OPENING, self.open(session, number)).await;
+        let Ok(opened) = opened else {
+            tracing::warn!(slot = number, queue = self.queue, "the broker does not answer");
+            return Ok(());
+        };
+        let (channel, mut consumer) = opened?;
         let mut renewals = self.renewals.subscribe();
         loop {
             let idle = Counted::new(&self.idle);

@@ -150,7 +150,14 @@ impl Assigner {
                 }
                 Ownership::Settled(settled) => {
                     tracing::info!(job_id = %candidate.claim.job, "the job has ended before; its end is told again");
-                    repeat(&self.desk, &candidate.claim, &settled, &message).await;
+                    tokio::select! {
+                        biased;
+                        () = repeat(&self.desk, &candidate.claim, &settled, &message) => {}
+                        // The history may take its time; another worker can look as well.
+                        _ = stop.stronger(Some(StopReason::Cancel)) => {
+                            self.desk.publisher.give_back(&message, 1).await;
+                        }
+                    }
                     return Settled::Acknowledge;
                 }
                 Ownership::Conflict(first) => {

@@ -75,8 +75,12 @@ pub fn broken(message: &str) -> End {
 }
 
 fn failed(error: &SubmitError) -> End {
-    if matches!(error, SubmitError::Launch(LaunchError::Fenced { .. })) {
-        return End::Interrupted;
+    match error {
+        SubmitError::Launch(LaunchError::Fenced { .. }) => return End::Interrupted,
+        SubmitError::Launch(LaunchError::GuardLost { .. }) => {
+            return broken("the guard that was to run spark-submit was killed");
+        }
+        _ => {}
     }
     let class = match error {
         SubmitError::Installation(_) | SubmitError::Launch(_) => FailureClass::Submit,

@@ -13,7 +13,7 @@ use spark_runtime_protocol::asset::DRIVER;
 use tokio::sync::Mutex;
 
 use super::argv::properties_file;
-use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, LaunchError, Running};
+use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
 use super::report::{Reports, SOCKET, Word};
@@ -164,11 +164,8 @@ impl ClientMode {
         let launch = self.launch(submission)?;
         let reports = Reports::listen(&submission.directory)
             .map_err(|source| SubmitError::Directory { what: "the driver's socket", source })?;
-        let running = match self.guard().await?.launch(launch.clone()).await {
-            // The guard went between the look and the launch: nothing was started, so another one may.
-            Err(LaunchError::GuardLost { .. }) => self.guard().await?.launch(launch).await?,
-            other => other?,
-        };
+        // Not once more when the guard is lost meanwhile: the program may have run, and said its first words to the socket.
+        let running = self.guard().await?.launch(launch).await?;
         Ok(Box::new(ClientApplication {
             running,
             reports: Some(reports),

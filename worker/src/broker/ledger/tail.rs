@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ErrorKind};
+use lapin::{Channel, Consumer, ErrorKind};
 use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -35,6 +35,9 @@ const FORGETTING: Duration = Duration::from_secs(60 * 60);
 /// How long the broker may take to show the first record.
 const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the broker may take to open a consumer.
+const OPENING: Duration = Duration::from_secs(30);
+
 /// Why a reading ended.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
@@ -42,6 +45,8 @@ enum ReadError {
     Broker(#[from] lapin::Error),
     #[error("the broker ended the consumer")]
     Ended,
+    #[error("the broker did not answer within {} s", OPENING.as_secs())]
+    NoAnswer,
     #[error(
         "records from {expected} on were asked for, and the first that came is {found}: the log was cut off under the reader"
     )]
@@ -108,20 +113,9 @@ async fn read(
     session: &Session,
     backoff: &mut Backoff,
 ) -> Result<std::convert::Infallible, ReadError> {
-    let channel = session.connection.create_channel().await?;
-    let kept = kept(&channel).await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let expected = ledger.state().next_offset;
-    let from = match expected {
-        Some(next) => AMQPValue::LongLongInt(i64::try_from(next).unwrap_or(i64::MAX)),
-        None => AMQPValue::LongString("first".into()),
-    };
-    let mut arguments = FieldTable::default();
-    arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
-    let tag = format!("ledger-{}", session.generation);
-    let mut consumer = channel
-        .basic_consume(LEDGER_STREAM.into(), tag.as_str().into(), BasicConsumeOptions::default(), arguments)
-        .await?;
+    let opened = tokio::time::timeout(OPENING, open(session, expected)).await;
+    let (_channel, mut consumer, kept) = opened.map_err(|_| ReadError::NoAnswer)??;
     if expected.is_none() {
         ledger.append_again();
     }
@@ -203,6 +197,24 @@ async fn first(session: &Session) -> Result<Option<u64>, lapin::Error> {
     };
     channel.close(200, "looked".into()).await?;
     Ok(found)
+}
+
+/// Opens a consumer that begins at a place of the stream, or at its start; tells about how many records there are.
+async fn open(session: &Session, expected: Option<u64>) -> Result<(Channel, Consumer, u32), lapin::Error> {
+    let channel = session.connection.create_channel().await?;
+    let kept = kept(&channel).await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let from = match expected {
+        Some(next) => AMQPValue::LongLongInt(i64::try_from(next).unwrap_or(i64::MAX)),
+        None => AMQPValue::LongString("first".into()),
+    };
+    let mut arguments = FieldTable::default();
+    arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
+    let tag = format!("ledger-{}", session.generation);
+    let consumer = channel
+        .basic_consume(LEDGER_STREAM.into(), tag.as_str().into(), BasicConsumeOptions::default(), arguments)
+        .await?;
+    Ok((channel, consumer, kept))
 }
 
 /// About how many records the stream has.
