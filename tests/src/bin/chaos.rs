@@ -28,6 +28,9 @@ struct Arguments {
     /// How often a worker or its guard is stopped for a while; without it a sixth of the kills.
     #[arg(long)]
     pauses: Option<usize>,
+    /// How often a worker is told to leave; without it a tenth of the kills.
+    #[arg(long)]
+    leaves: Option<usize>,
     /// How often a worker's wire is spoiled for a while; without it a quarter of the kills.
     #[arg(long)]
     wire_faults: Option<usize>,
@@ -100,6 +103,7 @@ impl Arguments {
         let counts = Counts {
             kills: self.kills,
             pauses: self.pauses.unwrap_or(self.kills / 6),
+            leaves: self.leaves.unwrap_or(self.kills / 10),
             wires: self.wire_faults.unwrap_or(self.kills / 4),
             brokers: self.broker_faults,
         };

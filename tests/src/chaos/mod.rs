@@ -347,7 +347,7 @@ impl Stage {
             tokio::time::sleep(REPORT).await;
             let standing = self.book.standing();
             println!(
-                "{:5} s: {} jobs published, {} ended; {} kills ({} by jobs), {} pauses, {} wire faults, {} broker faults; {} workers",
+                "{:5} s: {} jobs published, {} ended; {} kills and {} by jobs, {} pauses, {} wire faults, {} broker faults; {} workers",
                 start.elapsed().as_secs(),
                 standing.published,
                 standing.ended,
@@ -403,7 +403,7 @@ fn conclude(options: &Options, stage: &Stage, faults: &Faults, verdict: &Verdict
     let (jobs, done) = (stage.book.standing().published, &faults.done);
     println!("\n{verdict}");
     println!(
-        "  {jobs} jobs in {:.0} s: {:.1} jobs/s; {} worker processes; killed: {} workers, {} guards, {} both, {} by jobs; {} pauses, {} wire faults; {} publishers died",
+        "  {jobs} jobs in {:.0} s: {:.1} jobs/s; {} worker processes; killed: {} workers, {} guards, {} both, {} by jobs; {} pauses, {} told to leave, {} wire faults; {} publishers died",
         took.as_secs_f64(),
         f64::from(u32::try_from(jobs).unwrap_or(u32::MAX)) / took.as_secs_f64(),
         stage.pool.started(),
@@ -412,6 +412,7 @@ fn conclude(options: &Options, stage: &Stage, faults: &Faults, verdict: &Verdict
         count(&done.both),
         ends.by_jobs,
         count(&done.pauses),
+        count(&done.leaves),
         count(&done.wires),
         stage.press.deaths.load(Ordering::Relaxed),
     );

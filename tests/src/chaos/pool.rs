@@ -46,6 +46,8 @@ struct Seat {
     /// It was told to end: its end is nothing to wonder at.
     is_killed: bool,
     is_paused: bool,
+    /// It was told to leave: it ends in order.
+    is_leaving: bool,
     start_at: Option<Instant>,
 }
 
@@ -112,6 +114,7 @@ impl Pool {
                 process: 0,
                 is_killed: false,
                 is_paused: false,
+                is_leaving: false,
                 start_at: Some(Instant::now()),
             });
         }
@@ -138,7 +141,8 @@ impl Pool {
         for seat in seats {
             if let Some(status) = seat.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 seat.child = None;
-                self.ended(seat, status, ends, *is_closed);
+                seat.is_leaving |= *is_closed;
+                self.ended(seat, status, ends);
             }
             if seat.child.is_none() && !*is_closed && seat.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.sit_down(seat);
@@ -146,18 +150,23 @@ impl Pool {
         }
     }
 
-    fn ended(&self, seat: &mut Seat, status: ExitStatus, ends: &mut Ends, is_closed: bool) {
-        let is_leaving = is_closed && status.success();
-        if !seat.is_killed && !is_leaving {
-            if status.signal() == Some(Signal::SIGKILL as i32) {
-                ends.by_jobs += 1;
-                self.timeline.note(&format!("{}.{} was killed by a job", seat.name, seat.process));
-            } else {
-                ends.by_themselves += 1;
-                self.timeline.note(&format!("{}.{} ended by itself: {status}", seat.name, seat.process));
-            }
-            seat.start_at.get_or_insert_with(|| Instant::now() + AFTER_POISON);
+    fn ended(&self, seat: &mut Seat, status: ExitStatus, ends: &mut Ends) {
+        if seat.is_killed {
+            return;
         }
+        let name = format!("{}.{}", seat.name, seat.process);
+        let mut pause = AFTER_POISON;
+        if seat.is_leaving && status.success() {
+            pause = Duration::ZERO;
+            self.timeline.note(&format!("{name} has left"));
+        } else if status.signal() == Some(Signal::SIGKILL as i32) {
+            ends.by_jobs += 1;
+            self.timeline.note(&format!("{name} was killed by a job"));
+        } else {
+            ends.by_themselves += 1;
+            self.timeline.note(&format!("{name} ended by itself: {status}"));
+        }
+        seat.start_at.get_or_insert_with(|| Instant::now() + pause);
     }
 
     fn sit_down(&self, seat: &mut Seat) {
@@ -170,7 +179,7 @@ impl Pool {
         let settings: Vec<String> = self.start.settings.iter().cloned().chain([name]).collect();
         let uri = self.start.uri.replace("PORT", &seat.wire.port.to_string());
         seat.child = Some(start_worker(&home, &log, &uri, &settings, &[]));
-        (seat.is_killed, seat.is_paused, seat.start_at) = (false, false, None);
+        (seat.is_killed, seat.is_paused, seat.is_leaving, seat.start_at) = (false, false, false, None);
         self.timeline.note(&format!("{}.{} starts", seat.name, seat.process));
     }
 
@@ -233,6 +242,14 @@ impl Pool {
                 let _ = child.kill();
             }
         }
+    }
+
+    /// Tells a worker to leave.
+    pub fn leave(&self, target: &Target) {
+        let mut seats = self.seats();
+        let Some((seat, pid)) = seat_of(&mut seats, target) else { return };
+        seat.is_leaving = true;
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
 
     /// Stops a worker or its guard, or lets it go on. One that has died meanwhile is left alone.
