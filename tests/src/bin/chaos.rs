@@ -64,6 +64,9 @@ struct Arguments {
     /// One more setting for all workers, as often as needed.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// What the workers log.
+    #[arg(long, default_value = "info,lapin=off")]
+    log: String,
     /// When nothing changes for so long, what is not there is lost.
     #[arg(long, default_value = "90s", value_parser = duration)]
     patience: Duration,
@@ -123,6 +126,7 @@ impl Arguments {
                 no_poison: self.soak.is_some(),
             },
             settings: self.settings.clone(),
+            log: self.log.clone(),
             patience: self.patience,
             ..Options::new(self.jobs, seed, counts, folder)
         }
