@@ -8,7 +8,7 @@ use spark_runtime_tests::chaos::{Options, run};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_job_is_lost_or_run_twice_at_once_through_kills_pauses_cut_wires_and_broker_faults() {
     let folder = tempfile::Builder::new().prefix("src-").tempdir().unwrap();
-    let counts = Counts { kills: 12, pauses: 3, wires: 5, brokers: 3 };
+    let counts = Counts { kills: 12, pauses: 3, leaves: 2, wires: 5, brokers: 3 };
     let options = Options {
         workers: 4,
         backlog: 60,

@@ -116,6 +116,11 @@ impl Broker {
         let _ = kill(self.pid(), Signal::SIGKILL);
     }
 
+    /// Stops it where it is, or lets it go on.
+    pub fn pause(&self, is_paused: bool) {
+        let _ = kill(self.pid(), if is_paused { Signal::SIGSTOP } else { Signal::SIGCONT });
+    }
+
     /// The process that is the broker.
     fn pid(&self) -> Pid {
         Pid::from_raw(self.settings["BROKER_PID"].parse().unwrap())

@@ -69,7 +69,8 @@ impl Worker {
         settings: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let child = start_worker(home.path(), &home.path().join("worker.log"), uri, settings, environment);
+        let child =
+            start_worker(home.path(), &home.path().join("worker.log"), uri, settings, &[], environment);
         Self { child, home }
     }
 
@@ -123,6 +124,7 @@ impl Worker {
 }
 
 /// Starts a worker whose attempts lie below `home` and whose output, and that of all its helpers, goes to `log`.
+/// `arguments` is the end of its command line.
 ///
 /// # Panics
 /// When it cannot be started.
@@ -132,6 +134,7 @@ pub fn start_worker<S: AsRef<str>>(
     log: &Path,
     uri: &str,
     settings: &[S],
+    arguments: &[S],
     environment: &[(&str, &str)],
 ) -> Child {
     let log = File::options().create(true).append(true).open(log).unwrap();
@@ -140,6 +143,7 @@ pub fn start_worker<S: AsRef<str>>(
     set(&mut command, home)
         .args(settings.iter().flat_map(|setting| ["--set", setting.as_ref()]))
         .arg("worker")
+        .args(arguments.iter().map(AsRef::as_ref))
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())

@@ -28,6 +28,9 @@ struct Arguments {
     /// How often a worker or its guard is stopped for a while; without it a sixth of the kills.
     #[arg(long)]
     pauses: Option<usize>,
+    /// How often a worker is told to leave; without it a tenth of the kills.
+    #[arg(long)]
+    leaves: Option<usize>,
     /// How often a worker's wire is spoiled for a while; without it a quarter of the kills.
     #[arg(long)]
     wire_faults: Option<usize>,
@@ -61,6 +64,9 @@ struct Arguments {
     /// One more setting for all workers, as often as needed.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
+    /// What the workers log.
+    #[arg(long, default_value = "info,lapin=off")]
+    log: String,
     /// When nothing changes for so long, what is not there is lost.
     #[arg(long, default_value = "90s", value_parser = duration)]
     patience: Duration,
@@ -100,6 +106,7 @@ impl Arguments {
         let counts = Counts {
             kills: self.kills,
             pauses: self.pauses.unwrap_or(self.kills / 6),
+            leaves: self.leaves.unwrap_or(self.kills / 10),
             wires: self.wire_faults.unwrap_or(self.kills / 4),
             brokers: self.broker_faults,
         };
@@ -119,6 +126,7 @@ impl Arguments {
                 no_poison: self.soak.is_some(),
             },
             settings: self.settings.clone(),
+            log: self.log.clone(),
             patience: self.patience,
             ..Options::new(self.jobs, seed, counts, folder)
         }

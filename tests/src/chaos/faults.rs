@@ -15,7 +15,7 @@ use super::plan::{Act, BrokerFault, Fault, Victim};
 use super::pool::{Pool, Sort, Target};
 use super::timeline::Timeline;
 use crate::broker::Broker;
-use crate::wire::State;
+use crate::wire::{Passage, State};
 
 const LOOK: Duration = Duration::from_millis(20);
 /// Faults that come together begin within so long.
@@ -45,6 +45,8 @@ pub struct Done {
     pub both: AtomicUsize,
     /// Pauses.
     pub pauses: AtomicUsize,
+    /// Workers told to leave.
+    pub leaves: AtomicUsize,
     /// Faults of wires.
     pub wires: AtomicUsize,
     /// Faults of the broker.
@@ -172,16 +174,14 @@ impl Faults {
 
     async fn inflict_one(&self, fault: Fault) {
         match fault.act {
-            Act::Kill(victim, pause) => {
+            Act::Kill { victim, pause, late } => self.kill(&fault, victim, pause, late).await,
+            Act::Leave(patience) => {
                 let target = self.target(&fault, Sort::ToKill).await;
-                self.timeline.note(&format!("{}: kill -9 of {victim:?}", target.name));
-                self.pool.kill(&target, victim, pause);
-                let counter = match victim {
-                    Victim::Worker => &self.done.workers,
-                    Victim::Guard => &self.done.guards,
-                    Victim::Both => &self.done.both,
-                };
-                counter.fetch_add(1, Ordering::Relaxed);
+                self.timeline.note(&format!("{}: is told to leave, twice in {patience:.1?}", target.name));
+                self.pool.leave(&target);
+                tokio::time::sleep(patience).await;
+                self.pool.leave(&target);
+                self.done.leaves.fetch_add(1, Ordering::Relaxed);
             }
             Act::Pause(victim, time) => {
                 let target = self.target(&fault, Sort::NotPaused).await;
@@ -213,6 +213,29 @@ impl Faults {
         }
     }
 
+    async fn kill(&self, fault: &Fault, victim: Victim, pause: Duration, late: Option<Duration>) {
+        let target = self.target(fault, Sort::ToKill).await;
+        if let Some(late) = late {
+            self.timeline.note(&format!("{}: what it sends is late by {late:.1?}", target.name));
+            let state = State { to_broker: Passage::Late(late), ..State::WHOLE };
+            self.pool.wire(&target, state);
+            // So that there is something on its way.
+            tokio::time::sleep(late.mul_f64(0.3)).await;
+        }
+        self.timeline.note(&format!("{}: kill -9 of {victim:?}", target.name));
+        self.pool.kill(&target, victim, pause);
+        let counter = match victim {
+            Victim::Worker => &self.done.workers,
+            Victim::Guard => &self.done.guards,
+            Victim::Both => &self.done.both,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(late) = late {
+            tokio::time::sleep(late).await;
+            self.pool.wire(&target, State::WHOLE);
+        }
+    }
+
     async fn broker_fault(&self, what: BrokerFault) {
         match what {
             BrokerFault::Restart => {
@@ -228,6 +251,11 @@ impl Faults {
                     broker.up(&[]);
                 })
                 .await;
+            }
+            BrokerFault::Hang(time) => {
+                self.with_broker(|broker| broker.pause(true)).await;
+                tokio::time::sleep(time).await;
+                self.with_broker(|broker| broker.pause(false)).await;
             }
             BrokerFault::MemoryAlarm(time) => {
                 let set = "vm_memory_monitor set_vm_memory_high_watermark";

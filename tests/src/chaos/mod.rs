@@ -101,6 +101,8 @@ pub struct Options {
     pub features: Features,
     /// More settings of the workers, each `key=value`.
     pub settings: Vec<String>,
+    /// What the workers log.
+    pub log: String,
     /// Everything of the run lies here.
     pub folder: PathBuf,
     /// When nothing changes for so long, what is not there is lost.
@@ -125,6 +127,7 @@ impl Options {
             backlog: 240,
             features: Features::default(),
             settings: Vec::new(),
+            log: "info,lapin=off".to_owned(),
             folder,
             patience: Duration::from_secs(90),
         }
@@ -164,6 +167,7 @@ pub struct Stage {
     /// What happened.
     pub timeline: Timeline,
     press: Arc<Press>,
+    folder: PathBuf,
     journal: PathBuf,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -174,6 +178,13 @@ impl Drop for Stage {
             task.abort();
         }
         self.pool.kill_all();
+        // What the broker has written goes with it, all but its logs.
+        for name in ["log", "log.previous"] {
+            let _ = std::fs::rename(
+                self.folder.join("broker").join(name),
+                self.folder.join(format!("broker-{name}")),
+            );
+        }
         self.broker.lock().unwrap_or_else(PoisonError::into_inner).remove();
     }
 }
@@ -206,6 +217,7 @@ impl Stage {
             uri: any_port.clone(),
             spared: options.spared,
             settings: settings.clone(),
+            arguments: vec!["--log".to_owned(), options.log.clone()],
             folder: folder.join("workers"),
         };
         let pool = Pool::open(start, options.workers, port, timeline.clone()).await;
@@ -227,7 +239,8 @@ impl Stage {
             let endpoint = Endpoint::new(&uri, Duration::from_secs(10)).unwrap();
             tasks.push(tokio::spawn(Publisher::new(press.clone(), wire, endpoint).work()));
         }
-        Self { broker, endpoint, pool, book, timeline, press, journal, tasks }
+        let folder = folder.clone();
+        Self { broker, endpoint, pool, book, timeline, press, folder, journal, tasks }
     }
 
     /// Whoever does faults to it.
@@ -347,7 +360,7 @@ impl Stage {
             tokio::time::sleep(REPORT).await;
             let standing = self.book.standing();
             println!(
-                "{:5} s: {} jobs published, {} ended; {} kills ({} by jobs), {} pauses, {} wire faults, {} broker faults; {} workers",
+                "{:5} s: {} jobs published, {} ended; {} kills and {} by jobs, {} pauses, {} wire faults, {} broker faults; {} workers",
                 start.elapsed().as_secs(),
                 standing.published,
                 standing.ended,
@@ -403,7 +416,7 @@ fn conclude(options: &Options, stage: &Stage, faults: &Faults, verdict: &Verdict
     let (jobs, done) = (stage.book.standing().published, &faults.done);
     println!("\n{verdict}");
     println!(
-        "  {jobs} jobs in {:.0} s: {:.1} jobs/s; {} worker processes; killed: {} workers, {} guards, {} both, {} by jobs; {} pauses, {} wire faults; {} publishers died",
+        "  {jobs} jobs in {:.0} s: {:.1} jobs/s; {} worker processes; killed: {} workers, {} guards, {} both, {} by jobs; {} pauses, {} told to leave, {} wire faults; {} publishers died",
         took.as_secs_f64(),
         f64::from(u32::try_from(jobs).unwrap_or(u32::MAX)) / took.as_secs_f64(),
         stage.pool.started(),
@@ -412,6 +425,7 @@ fn conclude(options: &Options, stage: &Stage, faults: &Faults, verdict: &Verdict
         count(&done.both),
         ends.by_jobs,
         count(&done.pauses),
+        count(&done.leaves),
         count(&done.wires),
         stage.press.deaths.load(Ordering::Relaxed),
     );

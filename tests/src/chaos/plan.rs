@@ -275,17 +275,32 @@ pub enum BrokerFault {
     Restart,
     /// It is killed and started again.
     Kill,
+    /// It is stopped for so long, and does then what it was asked for before.
+    Hang(Duration),
     /// It says for so long that it has no memory left.
     MemoryAlarm(Duration),
     /// It says for so long that its disk is full.
     DiskAlarm(Duration),
 }
 
+/// How many sorts of them there are.
+const BROKER_FAULTS: usize = 5;
+
 /// What is done to the service.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Act {
-    /// `kill -9`. A worker that is dead by it is started again after the pause.
-    Kill(Victim, Duration),
+    /// `kill -9`. A worker that is dead by it is started again after the pause. What it has sent may be late: it is
+    /// delivered so long after the death.
+    Kill {
+        /// Who is killed.
+        victim: Victim,
+        /// How long a worker that is dead by it stays away.
+        pause: Duration,
+        /// How late everything is that the worker sends just before.
+        late: Option<Duration>,
+    },
+    /// SIGTERM, and another one so much later. The worker is started again when it has left.
+    Leave(Duration),
     /// SIGSTOP, and SIGCONT so much later.
     Pause(Victim, Duration),
     /// A worker's wire is made so for a while.
@@ -312,6 +327,8 @@ pub struct Counts {
     pub kills: usize,
     /// Pauses of workers or guards.
     pub pauses: usize,
+    /// Workers that are told to leave.
+    pub leaves: usize,
     /// Faults of wires.
     pub wires: usize,
     /// Faults of the broker.
@@ -329,11 +346,14 @@ pub fn faults(seed: u64, counts: Counts, lease: Duration) -> Vec<Fault> {
     for _ in 0..counts.pauses {
         all.push(fault(&mut rng, |rng| pause(rng, lease)));
     }
+    for _ in 0..counts.leaves {
+        all.push(fault(&mut rng, |rng| Act::Leave(lease.mul_f64(rng.f64()))));
+    }
     for _ in 0..counts.wires {
         all.push(fault(&mut rng, |rng| wire(rng, lease)));
     }
     // Each sort as often as the others, however few there are.
-    let first = rng.usize(..4);
+    let first = rng.usize(..BROKER_FAULTS);
     for number in 0..counts.brokers {
         all.push(fault(&mut rng, |rng| Act::Broker(broker_fault(first + number, rng, lease))));
     }
@@ -355,7 +375,9 @@ fn kill(rng: &mut Rng, lease: Duration) -> Act {
         5..8 => Victim::Both,
         _ => Victim::Guard,
     };
-    Act::Kill(victim, lease.mul_f64(rng.f64() * 1.5))
+    let pause = lease.mul_f64(rng.f64() * 1.5);
+    let late = (rng.u32(..4) == 0).then(|| lease.mul_f64(0.1 + rng.f64() * 1.9));
+    Act::Kill { victim, pause, late }
 }
 
 fn pause(rng: &mut Rng, lease: Duration) -> Act {
@@ -383,11 +405,12 @@ fn wire(rng: &mut Rng, lease: Duration) -> Act {
 
 fn broker_fault(number: usize, rng: &mut Rng, lease: Duration) -> BrokerFault {
     let for_so_long = lease.mul_f64(0.3 + rng.f64() * 1.7);
-    match number % 4 {
+    match number % BROKER_FAULTS {
         0 => BrokerFault::Kill,
-        1 => BrokerFault::Restart,
-        2 => BrokerFault::MemoryAlarm(for_so_long),
-        _ => BrokerFault::DiskAlarm(for_so_long),
+        1 => BrokerFault::MemoryAlarm(for_so_long),
+        2 => BrokerFault::Restart,
+        3 => BrokerFault::DiskAlarm(for_so_long),
+        _ => BrokerFault::Hang(for_so_long),
     }
 }
 
@@ -415,7 +438,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_jobs_and_faults() {
-        let counts = Counts { kills: 50, pauses: 10, wires: 20, brokers: 8 };
+        let counts = Counts { kills: 50, pauses: 10, leaves: 5, wires: 20, brokers: 8 };
         let lease = Duration::from_secs(3);
         assert_eq!(faults(7, counts, lease), faults(7, counts, lease));
         assert_ne!(faults(7, counts, lease), faults(8, counts, lease));
@@ -434,9 +457,9 @@ mod tests {
             made.iter().any(|job| job.cancel.is_some()) && made.iter().any(|job| job.other_body.is_some())
         );
         assert!(made.iter().any(|job| job.during > 0) && made.iter().any(|job| job.after > 0));
-        let counts = Counts { kills: 50, pauses: 10, wires: 20, brokers: 8 };
+        let counts = Counts { kills: 50, pauses: 10, leaves: 5, wires: 20, brokers: 8 };
         let all = faults(7, counts, Duration::from_secs(3));
-        assert_eq!(all.len(), 88);
+        assert_eq!(all.len(), 93);
         let brokers = all.iter().filter(|fault| matches!(fault.act, Act::Broker(_))).count();
         assert_eq!(brokers, 8);
     }

@@ -31,6 +31,8 @@ pub struct Start {
     pub spared: usize,
     /// Settings, each `key=value`.
     pub settings: Vec<String>,
+    /// The rest of the command line.
+    pub arguments: Vec<String>,
     /// Everything of the workers lies here.
     pub folder: PathBuf,
 }
@@ -46,7 +48,33 @@ struct Seat {
     /// It was told to end: its end is nothing to wonder at.
     is_killed: bool,
     is_paused: bool,
+    /// The guards that were stopped: they outlive their worker, and have to go on then.
+    stopped_guards: Vec<Process>,
+    /// It was told to leave: it ends in order.
+    is_leaving: bool,
     start_at: Option<Instant>,
+}
+
+/// A process, and not another one that was given its number later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    started: String,
+}
+
+impl Process {
+    fn of(pid: i32) -> Option<Self> {
+        // The name, in brackets, may hold anything; what counts stands behind it.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let started = stat.rsplit(')').next()?.split_whitespace().nth(19)?.to_owned();
+        Some(Self { pid, started })
+    }
+
+    fn signal(&self, signal: Signal) {
+        if Self::of(self.pid).as_ref() == Some(self) {
+            let _ = kill(Pid::from_raw(self.pid), signal);
+        }
+    }
 }
 
 /// What the workers did by themselves.
@@ -94,6 +122,14 @@ pub enum Sort {
 }
 
 impl Seat {
+    /// A guard that is stopped cannot end the jobs of a worker that is dead, and nobody else can: so it does not stay
+    /// stopped when its worker dies.
+    fn let_guards_go_on(&mut self) {
+        for guard in self.stopped_guards.drain(..) {
+            guard.signal(Signal::SIGCONT);
+        }
+    }
+
     fn target(&self, number: usize) -> Target {
         Target { seat: number, process: self.process, name: format!("{}.{}", self.name, self.process) }
     }
@@ -112,6 +148,8 @@ impl Pool {
                 process: 0,
                 is_killed: false,
                 is_paused: false,
+                stopped_guards: Vec::new(),
+                is_leaving: false,
                 start_at: Some(Instant::now()),
             });
         }
@@ -138,7 +176,9 @@ impl Pool {
         for seat in seats {
             if let Some(status) = seat.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 seat.child = None;
-                self.ended(seat, status, ends, *is_closed);
+                seat.let_guards_go_on();
+                seat.is_leaving |= *is_closed;
+                self.ended(seat, status, ends);
             }
             if seat.child.is_none() && !*is_closed && seat.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.sit_down(seat);
@@ -146,18 +186,24 @@ impl Pool {
         }
     }
 
-    fn ended(&self, seat: &mut Seat, status: ExitStatus, ends: &mut Ends, is_closed: bool) {
-        let is_leaving = is_closed && status.success();
-        if !seat.is_killed && !is_leaving {
-            if status.signal() == Some(Signal::SIGKILL as i32) {
-                ends.by_jobs += 1;
-                self.timeline.note(&format!("{}.{} was killed by a job", seat.name, seat.process));
-            } else {
-                ends.by_themselves += 1;
-                self.timeline.note(&format!("{}.{} ended by itself: {status}", seat.name, seat.process));
-            }
-            seat.start_at.get_or_insert_with(|| Instant::now() + AFTER_POISON);
+    fn ended(&self, seat: &mut Seat, status: ExitStatus, ends: &mut Ends) {
+        if seat.is_killed {
+            return;
         }
+        let name = format!("{}.{}", seat.name, seat.process);
+        let mut pause = AFTER_POISON;
+        // A worker that was just started leaves by the signal itself.
+        if seat.is_leaving && (status.success() || status.signal() == Some(Signal::SIGTERM as i32)) {
+            pause = Duration::ZERO;
+            self.timeline.note(&format!("{name} has left"));
+        } else if status.signal() == Some(Signal::SIGKILL as i32) {
+            ends.by_jobs += 1;
+            self.timeline.note(&format!("{name} was killed by a job"));
+        } else {
+            ends.by_themselves += 1;
+            self.timeline.note(&format!("{name} ended by itself: {status}"));
+        }
+        seat.start_at.get_or_insert_with(|| Instant::now() + pause);
     }
 
     fn sit_down(&self, seat: &mut Seat) {
@@ -169,8 +215,8 @@ impl Pool {
         let name = format!("worker.name={}.{}", seat.name, seat.process);
         let settings: Vec<String> = self.start.settings.iter().cloned().chain([name]).collect();
         let uri = self.start.uri.replace("PORT", &seat.wire.port.to_string());
-        seat.child = Some(start_worker(&home, &log, &uri, &settings, &[]));
-        (seat.is_killed, seat.is_paused, seat.start_at) = (false, false, None);
+        seat.child = Some(start_worker(&home, &log, &uri, &settings, &self.start.arguments, &[]));
+        (seat.is_killed, seat.is_paused, seat.is_leaving, seat.start_at) = (false, false, false, None);
         self.timeline.note(&format!("{}.{} starts", seat.name, seat.process));
     }
 
@@ -232,20 +278,31 @@ impl Pool {
             if let Some(child) = &mut seat.child {
                 let _ = child.kill();
             }
+            seat.let_guards_go_on();
         }
+    }
+
+    /// Tells a worker to leave.
+    pub fn leave(&self, target: &Target) {
+        let mut seats = self.seats();
+        let Some((seat, pid)) = seat_of(&mut seats, target) else { return };
+        seat.is_leaving = true;
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
 
     /// Stops a worker or its guard, or lets it go on. One that has died meanwhile is left alone.
     pub fn pause(&self, target: &Target, victim: Victim, is_paused: bool) {
         let mut seats = self.seats();
         let Some((seat, pid)) = seat_of(&mut seats, target) else { return };
-        let signal = if is_paused { Signal::SIGSTOP } else { Signal::SIGCONT };
-        if victim != Victim::Worker {
-            for guard in children_of(pid) {
-                let _ = kill(Pid::from_raw(guard), signal);
-            }
+        if victim != Victim::Worker && is_paused {
+            seat.stopped_guards = children_of(pid).into_iter().filter_map(Process::of).collect();
+            seat.stopped_guards.iter().for_each(|guard| guard.signal(Signal::SIGSTOP));
+        }
+        if !is_paused {
+            seat.let_guards_go_on();
         }
         if victim != Victim::Guard {
+            let signal = if is_paused { Signal::SIGSTOP } else { Signal::SIGCONT };
             let _ = kill(Pid::from_raw(pid), signal);
         }
         seat.is_paused = is_paused;
@@ -291,10 +348,9 @@ impl Pool {
         for seat in &mut seats.seats {
             seat.wire.mend();
             seat.is_wire_spoiled = false;
+            seat.let_guards_go_on();
             if let Some(pid) = pid_of(seat) {
-                for pid in children_of(pid).into_iter().chain([pid]) {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-                }
+                let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
                 seat.is_paused = false;
             } else {
                 seat.start_at = Some(Instant::now());

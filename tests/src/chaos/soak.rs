@@ -71,11 +71,12 @@ pub async fn soak(options: &Options, time: Duration, rate: f64, fault_every: Dur
     (Outcome { verdict, summary }, is_flat)
 }
 
-/// As many faults as there is time for: of ten, five kills, one pause, three wires and one of the broker.
+/// As many faults as there is time for: of ten, four kills, one pause, one told to leave, three wires and one of the
+/// broker.
 fn counts(time: Duration, fault_every: Duration) -> Counts {
     let all = usize::try_from(time.as_millis() / fault_every.as_millis().max(1)).unwrap_or(usize::MAX);
     let tenth = all / 10;
-    Counts { kills: tenth * 5, pauses: tenth, wires: tenth * 3, brokers: tenth }
+    Counts { kills: tenth * 4, pauses: tenth, leaves: tenth, wires: tenth * 3, brokers: tenth }
 }
 
 /// One job after the other, whatever becomes of them.

@@ -2,7 +2,7 @@
 //!
 //! This module must not know what was done to the service.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Write};
 use std::path::Path;
 
@@ -103,6 +103,10 @@ pub struct Verdict {
     pub untrue: usize,
     /// Jobs that ended as jobs of their kind must not end.
     pub wrong: usize,
+    /// Attempts that two worker instances speak of as theirs.
+    pub ambiguous: usize,
+    /// Events of a job's life that were heard after its end: of attempts that were overtaken, or late on their way.
+    pub steps_after_end: usize,
     /// Jobs that must lie in the dead queue and do not.
     pub dead_missing: usize,
     /// Jobs that must not lie there and do.
@@ -148,6 +152,7 @@ impl Verdict {
             self.contradicting,
             self.untrue,
             self.wrong,
+            self.ambiguous,
             self.dead_missing,
             self.dead_unexpected,
             self.unreadable,
@@ -263,6 +268,13 @@ impl Verdict {
             self.untrue += 1;
             faults.push(format!("no run came to the end that is told: {}", in_words(first)));
         }
+        let ambiguous = ambiguous_attempts(entry);
+        if !ambiguous.is_empty() {
+            self.ambiguous += ambiguous.len();
+            faults.push(format!("two workers speak of the attempts {ambiguous:?} as theirs"));
+        }
+        self.steps_after_end +=
+            entry.heard.iter().filter(|heard| heard.at > first.heard && is_step(&heard.word)).count();
         self.exhausted += usize::from(kind != Kind::Poison && is_exhausted(first, max_attempts));
         if let Some(what) = wrong(entry, first, starts, max_attempts) {
             self.wrong += 1;
@@ -291,6 +303,19 @@ impl Verdict {
             self.dead_repeated += there.saturating_sub(most);
         }
     }
+}
+
+fn is_step(word: &str) -> bool {
+    ["accepted", "staged", "submitted", "running", "progress", "retrying"].contains(&word)
+}
+
+/// The attempts that more than one worker instance says it has begun.
+fn ambiguous_attempts(entry: &Entry) -> Vec<u32> {
+    let mut workers: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
+    for heard in entry.heard.iter().filter(|heard| is_step(&heard.word) && heard.word != "retrying") {
+        workers.entry(heard.attempt).or_default().insert(&heard.source);
+    }
+    workers.into_iter().filter(|(_, workers)| workers.len() > 1).map(|(attempt, _)| attempt).collect()
 }
 
 fn class(terminal: &Terminal) -> Option<FailureClass> {
@@ -411,7 +436,7 @@ impl fmt::Display for Verdict {
         let kinds = self.kinds.iter().map(|(kind, count)| (kind.word().to_owned(), count.to_string()));
         let ends = self.ends.iter().map(|(word, count)| ((*word).to_owned(), count.to_string()));
         let queues = self.remains.in_queues.iter().map(|(name, count)| (name.clone(), count.to_string()));
-        let rows: [(&str, String); 15] = [
+        let rows: [(&str, String); 17] = [
             ("kinds", list(kinds.collect())),
             ("ends", list(ends.collect())),
             ("arrived for sure, or heard of", self.owed.to_string()),
@@ -421,6 +446,8 @@ impl fmt::Display for Verdict {
             ("publications beside the first", self.repeated.to_string()),
             ("terminal events beside the first", self.terminals_repeated.to_string()),
             ("failed because no attempt was left", self.exhausted.to_string()),
+            ("attempts claimed by two workers", self.ambiguous.to_string()),
+            ("steps heard after the end", self.steps_after_end.to_string()),
             ("dead queue: missing, unexpected", format!("{}, {}", self.dead_missing, self.dead_unexpected)),
             ("dead queue: repeated", self.dead_repeated.to_string()),
             ("events that cannot be read", self.unreadable.to_string()),
