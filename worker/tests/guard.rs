@@ -12,13 +12,11 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
-use nix::sys::time::TimeValLike;
-use nix::unistd::{self, Pid};
+use nix::unistd::Pid;
 use spark_runtime_worker::config::SparkSettings;
 use spark_runtime_worker::spark::client_mode::ClientMode;
 use spark_runtime_worker::spark::guard::{
@@ -755,7 +753,7 @@ async fn a_worker_that_speaks_nonsense_is_taken_for_dead() {
         let heard = scene.path("heard");
         let will = ["/bin/sh", "-c", r#"echo will >>"$0""#, heard.to_str().unwrap()];
         send_by_hand(&near, b"\"last_will\"", [60_000, 3, 0], &will);
-        launch_by_hand(&near, &scene);
+        launch_by_hand(&near, &scene, 1, "1000");
         scene.until_there_are(1);
         sendmsg::<()>(near.as_raw_fd(), &[std::io::IoSlice::new(nonsense)], &[], MsgFlags::empty(), None)
             .unwrap();
@@ -771,17 +769,22 @@ fn guard_by_hand() -> (OwnedFd, Child) {
     let (near, far) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let guard = Command::new(binary()).arg("guard").stdin(Stdio::from(far)).spawn().unwrap();
-    let mut bytes = [0; 1024];
-    let length = recv(near.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
-    assert_eq!(&bytes[..length], b"\"ready\"");
+    assert_eq!(report_by_hand(&near), "\"ready\"");
     (near, guard)
 }
 
-fn launch_by_hand(near: &OwnedFd, scene: &Scene) {
+fn report_by_hand(near: &OwnedFd) -> String {
+    let mut bytes = [0; 1024];
+    let length = recv(near.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
+    String::from_utf8(bytes[..length].to_vec()).unwrap()
+}
+
+fn launch_by_hand(near: &OwnedFd, scene: &Scene, id: u64, seconds: &str) {
     let (stdout, stderr) = (scene.path("stdout"), scene.path("stderr"));
     let environment = format!("{MARK}={}", scene.mark);
-    let texts = [stdout.to_str().unwrap(), stderr.to_str().unwrap(), "/", "/bin/sleep", "1000", &environment];
-    send_by_hand(near, br#"{"launch":{"id":1}}"#, [1000, 1, 1], &texts);
+    let texts =
+        [stdout.to_str().unwrap(), stderr.to_str().unwrap(), "/", "/bin/sleep", seconds, &environment];
+    send_by_hand(near, format!(r#"{{"launch":{{"id":{id}}}}}"#).as_bytes(), [1000, 1, 1], &texts);
 }
 
 /// Sends a command with a memory file.
@@ -797,6 +800,87 @@ fn send_by_hand(near: &OwnedFd, command: &[u8], head: [u64; 3], texts: &[&str]) 
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let message = [std::io::IoSlice::new(command)];
     sendmsg::<()>(near.as_raw_fd(), &message, &rights, MsgFlags::empty(), None).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_is_called_off_while_its_shim_stands_still_never_runs() {
+    let scene = Scene::new().await;
+    let (near, mut guard) = guard_by_hand();
+    let send = |text: &str| {
+        let message = [std::io::IoSlice::new(text.as_bytes())];
+        sendmsg::<()>(near.as_raw_fd(), &message, &[], MsgFlags::empty(), None).unwrap();
+    };
+    launch_by_hand(&near, &scene, 1, "0");
+    assert!(report_by_hand(&near).starts_with(r#"{"started":"#));
+    assert!(report_by_hand(&near).starts_with(r#"{"exited":"#));
+    let shim = children(guard.id().cast_signed())[0];
+    for (id, step, reports) in [(2, "stopped", 1), (3, "fenced", 2)] {
+        signal(shim, Signal::SIGSTOP);
+        launch_by_hand(&near, &scene, id, "1000");
+        // Either order wakes the shim when it is there.
+        if step == "stopped" {
+            send(r#"{"kill":{"id":2}}"#);
+        } else {
+            let soon = BootTime::now().checked_add(Duration::from_millis(100)).unwrap();
+            send(&format!(r#"{{"alive_until":{{"nanoseconds":{}}}}}"#, soon.as_nanoseconds()));
+        }
+        let reports: Vec<String> = (0..reports).map(|_| report_by_hand(&near)).collect();
+        let failed = format!(r#"{{"launch_failed":{{"id":{id},"step":"{step}","errno":125}}}}"#);
+        assert!(reports.contains(&failed), "{reports:?}");
+        scene.nothing_is_left();
+    }
+    drop(near);
+    assert!(guard.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stopped_guard_does_not_take_reaches_it_in_turn_when_it_goes_on() {
+    let scene = Scene::new().await;
+    let guard = Guard::start(binary()).await.unwrap();
+    signal(pid_of(&guard), Signal::SIGSTOP);
+    let long = "x".repeat(12_000);
+    let mut launches = Vec::new();
+    // More than a megabyte, which no socket holds.
+    for number in 0..100 {
+        let launch = Launch {
+            stdout: scene.path(&format!("{number}.out")),
+            stderr: scene.path(&format!("{number}.err")),
+            ..scene.launch("/bin/sh", &["-c", "exit 9", "sh", &long])
+        };
+        launches.push(begun(guard.launch(launch)).await);
+    }
+    guard.alive_until(Some(BootTime::from_nanoseconds(1)));
+    let late = begun(guard.launch(scene.shell("exit 9"))).await;
+    signal(pid_of(&guard), Signal::SIGCONT);
+    let mut ran = 0;
+    for launch in launches {
+        match in_time(launch).await {
+            Ok(mut running) => {
+                let exit = in_time(running.exited()).await;
+                assert!(exit.fenced || exit.status == ExitStatus::Code(9), "{exit:?}");
+                ran += 1;
+            }
+            Err(LaunchError::Fenced { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    println!("{ran} of 100 were quicker than the fence");
+    assert!(matches!(in_time(late).await, Err(LaunchError::Fenced { .. })));
+    guard.alive_until(None);
+    assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3));
+}
+
+/// Polls a future once, which must not be enough for it.
+async fn begun<'a, T>(
+    future: impl Future<Output = T> + 'a,
+) -> std::pin::Pin<Box<dyn Future<Output = T> + 'a>> {
+    let mut future = Box::pin(future);
+    tokio::select! {
+        biased;
+        _ = &mut future => panic!("it was done at once"),
+        () = std::future::ready(()) => {}
+    }
+    future
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1378,98 +1462,71 @@ async fn a_last_will_is_refused_when_it_cannot_be_kept_and_never_shows_what_is_s
     assert!(matches!(guard.no_last_will().await, Err(LastWillError::GuardLost)));
 }
 
-/// Processor time of a process and of the children that it has waited for, in microseconds.
-fn processor_time(pid: i32) -> (u64, u64) {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<u64> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_ascii_whitespace()
-        .map(|field| field.parse().unwrap_or(0))
-        .collect();
-    let tick =
-        1_000_000 / u64::try_from(unistd::sysconf(unistd::SysconfVar::CLK_TCK).unwrap().unwrap()).unwrap();
-    ((fields[11] + fields[12]) * tick, (fields[13] + fields[14]) * tick)
+/// User and system time of this process (without a pid) or of another one.
+fn processor_time(pid: Option<i32>) -> Duration {
+    let place = pid.map_or("self".into(), |pid| pid.to_string());
+    // All threads, to the nanosecond.
+    let threads = fs::read_dir(format!("/proc/{place}/task")).unwrap();
+    let nanoseconds = threads.map(|thread| {
+        let text = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap_or_default();
+        text.split(' ').next().unwrap().parse().unwrap_or(0)
+    });
+    Duration::from_nanos(nanoseconds.sum())
 }
 
-/// Prints how long a launch takes when none has been for a while.
-async fn cold_launches(scene: &Scene, guard: &Guard, program: &str) {
-    let mut times = Vec::new();
-    for _ in 0..15 {
-        until(|| children(pid_of(guard)).is_empty(), || "a shim stayed".into());
-        let began = Instant::now();
-        let mut running = guard.launch(scene.launch(program, &[])).await.unwrap();
-        times.push((began.elapsed(), {
-            running.exited().await;
-            began.elapsed()
-        }));
-    }
+fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
-    println!("cold: started and ended after {:?}", times[times.len() / 2]);
+    times[times.len() / 2]
 }
 
-/// Prints what a launch costs: processor time by process, and how long it takes.
+/// Prints processor time by process, and how long a launch takes. `PROGRAM` may name another program that does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures; to be run alone, optimised, with --nocapture"]
 async fn what_a_launch_costs() {
     let scene = Scene::new().await;
     let guard = Guard::start(binary()).await.unwrap();
-    let (launches, program) = (3000, std::env::var("PROGRAM").unwrap_or("/bin/true".into()));
-    cold_launches(&scene, &guard, &program).await;
-    for at_once in [1, 2, 8] {
-        let before = processor_time(pid_of(&guard));
-        let shims_before: u64 = children(pid_of(&guard)).into_iter().map(|shim| processor_time(shim).0).sum();
-        let own_before = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-        let began = Instant::now();
-        let mut all = tokio::task::JoinSet::new();
-        for lane in 0..at_once {
-            let guard = guard.clone();
-            let launch = scene.launch(&program, &[]);
-            let folder = scene.folder.path().to_owned();
-            all.spawn(async move {
-                let mut measured = Vec::new();
-                for _ in 0..launches / at_once {
-                    let began = Instant::now();
-                    let launch = Launch {
-                        stdout: folder.join(format!("{lane}.out")),
-                        stderr: folder.join(format!("{lane}.err")),
-                        ..launch.clone()
-                    };
-                    let mut running = guard.launch(launch).await.unwrap();
-                    let started = began.elapsed();
-                    let exit = running.exited().await;
-                    assert_eq!(exit.status, ExitStatus::Code(0));
-                    measured.push((started, began.elapsed(), exit.processor_time));
-                }
-                measured
-            });
-        }
-        let measured: Vec<_> = all.join_all().await.into_iter().flatten().collect();
-        let wall = began.elapsed();
-        let count = measured.len() as u64;
-        let middle = |mut times: Vec<Duration>| {
-            times.sort();
-            times[times.len() / 2]
+    let program = std::env::var("PROGRAM").unwrap_or("/bin/true".into());
+    let launch_once = async |lane: usize| {
+        let launch = Launch {
+            stdout: scene.path(&format!("{lane}.out")),
+            stderr: scene.path(&format!("{lane}.err")),
+            ..scene.launch(&program, &[])
         };
-        let started = middle(measured.iter().map(|times| times.0).collect());
-        let ended = middle(measured.iter().map(|times| times.1).collect());
-        let programs = measured.iter().map(|times| times.2.as_micros() as u64).sum::<u64>();
-        let now = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-        let own =
-            |usage: Usage| usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-        let worker = (own(now) - own(own_before)) as u64;
-        let after = processor_time(pid_of(&guard));
-        let shims_after: u64 = children(pid_of(&guard)).into_iter().map(|shim| processor_time(shim).0).sum();
-        let gone = after.1 - before.1;
+        let began = Instant::now();
+        let mut running = guard.launch(launch).await.unwrap();
+        let started = began.elapsed();
+        let exit = running.exited().await;
+        assert_eq!(exit.status, ExitStatus::Code(0));
+        (started, began.elapsed(), exit.processor_time)
+    };
+    let mut cold = Vec::new();
+    for _ in 0..10 {
+        until(|| children(pid_of(&guard)).is_empty(), || "a shim stayed".into());
+        cold.push(launch_once(0).await.0);
+    }
+    println!("with a new shim: starts after {:?}", median(cold));
+    for at_once in [1, 2, 8] {
+        let shims = || children(pid_of(&guard)).into_iter().map(|shim| processor_time(Some(shim))).sum();
+        let processes =
+            || -> [Duration; 3] { [processor_time(None), processor_time(Some(pid_of(&guard))), shims()] };
+        let (began, before) = (Instant::now(), processes());
+        let lanes = (0..at_once).map(async |lane| {
+            let mut times = Vec::new();
+            for _ in 0..3000 / at_once {
+                times.push(launch_once(lane).await);
+            }
+            times
+        });
+        let times: Vec<_> = futures_util::future::join_all(lanes).await.into_iter().flatten().collect();
+        let (wall, after, count) = (began.elapsed(), processes(), times.len() as u32);
+        let [worker, guard, shims] = [0, 1, 2].map(|of| after[of].saturating_sub(before[of]) / count);
+        let programs = times.iter().map(|times| times.2).sum::<Duration>() / count;
+        let started = median(times.iter().map(|times| times.0).collect());
+        let ended = median(times.iter().map(|times| times.1).collect());
         println!(
-            "{at_once} at once: worker {} guard {} shims+programs reaped {} shims living {} programs {} us each; started {started:?} ended {ended:?} {:.0}/s",
-            worker / count,
-            (after.0 - before.0) / count,
-            gone / count,
-            shims_after.saturating_sub(shims_before) / count,
-            programs / count,
-            count as f64 / wall.as_secs_f64(),
+            "{at_once} at once, each: worker {worker:.0?}, guard {guard:.0?}, shim {shims:.0?}, program {programs:.0?}; \
+             starts after {started:.0?}, ends after {ended:.0?}; {:.0}/s",
+            f64::from(count) / wall.as_secs_f64(),
         );
     }
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf, absolute};
 use std::process::{self as std_process, Child, Stdio};
@@ -126,9 +126,11 @@ impl Guard {
         let failed = |source: io::Error| GuardError::Start { executable: executable.to_owned(), source };
         prctl::set_child_subreaper(true).map_err(|errno| failed(errno.into()))?;
         let (ours, theirs) = wire::pair().map_err(failed)?;
+        let writing_end = ours.try_clone().map_err(failed)?;
+        // For reading alone: the guard takes what it is sent at once, and to hear of that each time wakes for nothing.
         // SAFETY: the socket is open, is owned by the `AsyncFd`, and is never taken out or replaced.
-        let socket = unsafe { AsyncFd::register(ours) }.map_err(|error| failed(error.into()))?;
-        let socket = Arc::new(socket);
+        let socket = unsafe { AsyncFd::register_with_interest(ours, Interest::READABLE) };
+        let socket = Arc::new(socket.map_err(|error| failed(error.into()))?);
         let guard = spawn(executable, theirs).map_err(failed)?;
 
         let waiting = Arc::new(Waiting {
@@ -141,7 +143,7 @@ impl Guard {
         let (lost_sender, lost) = watch::channel(false);
         let (ready_sender, ready) = oneshot::channel();
         let until = watch::Sender::new(None);
-        tokio::spawn(write(socket.clone(), to_send, waiting.clone()));
+        tokio::spawn(write(writing_end, to_send, waiting.clone()));
         tokio::spawn(watch_the_fence(until.subscribe(), waiting.clone()));
         tokio::spawn(read(socket.clone(), waiting.clone(), ready_sender, lost_sender));
 
@@ -466,22 +468,22 @@ fn write_will_down(will: &LastWill) -> Result<Attachment, LastWillError> {
     texts.finish_as_file().map_err(|source| LastWillError::Handover { source })
 }
 
-/// Sends what there is to send; when nobody can send any more, lets the guard go.
-async fn write(
-    socket: Arc<AsyncFd<OwnedFd>>,
-    mut to_send: mpsc::UnboundedReceiver<Outgoing>,
-    waiting: Arc<Waiting>,
-) {
+/// Sends what the guard did not take at once; when nobody can send any more, lets the guard go.
+async fn write(socket: OwnedFd, mut to_send: mpsc::UnboundedReceiver<Outgoing>, waiting: Arc<Waiting>) {
     while let Some(outgoing) = to_send.recv().await {
-        let (command, attached) = (&outgoing.command, outgoing.attached.as_ref());
-        let sent =
-            socket.async_io(Interest::WRITABLE, |socket| wire::send(socket.as_fd(), command, attached)).await;
+        let sent = send_when_writable(&socket, &outgoing).await;
         waiting.sent(outgoing, sent);
         *lock(&waiting.queued) -= 1;
     }
-    let descriptor = std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd());
     // It fails only if the guard is gone.
-    let _ = nix::sys::socket::shutdown(descriptor, nix::sys::socket::Shutdown::Write);
+    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+}
+
+async fn send_when_writable(socket: &OwnedFd, outgoing: &Outgoing) -> io::Result<()> {
+    // SAFETY: the socket stays open and the same as long as it is borrowed.
+    let writable = unsafe { AsyncFd::register_with_interest(socket.as_fd(), Interest::WRITABLE) }?;
+    let (command, attached) = (&outgoing.command, outgoing.attached.as_ref());
+    writable.async_io(Interest::WRITABLE, |socket| wire::send(*socket, command, attached)).await
 }
 
 /// Hands out reports until the guard is gone, then sees to what it has left.

@@ -11,11 +11,17 @@
 //! ```
 //!
 //! - The **guard** is the same binary, started once per worker by [`Guard::start`]. It has one thread, no runtime, its
-//!   own session, and a socket to the worker. It forks one shim for each launch.
+//!   own session, and a socket to the worker. It gives each launch a shim of its own.
 //! - A **shim** is the subreaper of one tree: whatever a program starts, in whatever session or process group it hides,
-//!   descends from the shim or becomes its child. It ends when the kernel says that it has no children left; that is
-//!   how "the tree is gone" is known and not guessed.
+//!   descends from the shim or becomes its child. It tells the end when the kernel says that it has no children left;
+//!   that is how "the tree is gone" is known and not guessed. Then it is ready for the next launch; one that has had
+//!   nothing to do for a while goes, so that an idle worker has none.
 //! - The **worker** is a subreaper as well, of last resort.
+//!
+//! To make a process with a copy of memory costs several times what starting a program costs otherwise. So shims are
+//! forked seldom, and a program is born in the memory of its shim (`vfork`), which stands still until the program's
+//! `exec` is done. On a disk that does not answer that may be long; the guard then kills the shim, and the kernel the
+//! newborn with it.
 //!
 //! Who dies, and what happens then:
 //!
@@ -170,8 +176,10 @@ pub enum Step {
     Directory,
     /// Executing the program.
     Exec,
-    /// Refused, because the moment given to [`Guard::alive_until`] had passed.
+    /// Refused or called off, because the moment given to [`Guard::alive_until`] had passed.
     Fenced,
+    /// Called off before the program ran.
+    Stopped,
 }
 
 impl std::fmt::Display for Step {
@@ -187,6 +195,7 @@ impl std::fmt::Display for Step {
             Step::Directory => "entering the working directory",
             Step::Exec => "executing it",
             Step::Fenced => "the lease had run out",
+            Step::Stopped => "it was stopped before it ran",
         })
     }
 }

@@ -34,7 +34,7 @@ const SHIM_PATIENCE: Duration = Duration::from_secs(5);
 /// disk that does not answer. To kill it then costs nothing that runs.
 const START_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a shim without a launch is kept for the next one, and how many are.
-const IDLE_PATIENCE: Duration = Duration::from_secs(1);
+const IDLE_PATIENCE: Duration = Duration::from_secs(2);
 const IDLE_LIMIT: usize = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);

@@ -24,6 +24,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{self, Pid};
@@ -220,6 +221,7 @@ impl<'a> Shim<'a> {
             stdout: stdout_end.as_fd(),
             stderr: stderr_end.as_fd(),
             shim: Pid::this(),
+            control: self.control.as_ref().map(AsFd::as_fd),
             oom_score: self.surroundings.oom_score.as_deref(),
             failure: None,
         };
@@ -493,6 +495,7 @@ struct NewProcess<'a> {
     stdout: BorrowedFd<'a>,
     stderr: BorrowedFd<'a>,
     shim: Pid,
+    control: Option<BorrowedFd<'a>>,
     oom_score: Option<&'a str>,
     /// Why there was no `exec`.
     failure: Option<(Step, i32)>,
@@ -535,11 +538,26 @@ impl NewProcess<'_> {
         unistd::dup2_stderr(self.stderr).map_err(at(Step::Child))?;
         unistd::chdir(self.directory).map_err(at(Step::Directory))?;
         process::give_signals_back().map_err(at(Step::Child))?;
+        // Whatever came before may have stood still for long, on a disk that did not answer.
+        if let Some(step) = self.called_off() {
+            return Err((step, libc::ECANCELED));
+        }
         // SAFETY: the lists end with a null and point to texts that outlive the call.
         unsafe {
             libc::execve(self.program.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr());
         }
         Err((Step::Exec, Errno::last_raw()))
+    }
+
+    /// Whether the guard has said meanwhile that the program is not to run, or is gone. The shim reads it later.
+    fn called_off(&self) -> Option<Step> {
+        let mut order = [0];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match recv(self.control?.as_raw_fd(), &mut order, flags) {
+            Err(Errno::EAGAIN) => None,
+            Ok(1) if Order::from_byte(order[0]) == Order::Fence => Some(Step::Fenced),
+            _ => Some(Step::Stopped),
+        }
     }
 }
 
