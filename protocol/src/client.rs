@@ -1,4 +1,5 @@
-//! A client of the service: publish a job, follow its events. The command line uses it, and any Rust program can.
+//! A client of the service: publish a job, follow its events, cancel it. The command line uses it, and any Rust program
+//! can.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,12 +33,15 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer, ErrorKind};
 
+use crate::command::{self, Answer, Command};
 use crate::connect::{ConnectError, Endpoint};
 use crate::event::{Event, TraceContext};
 use crate::job::JobId;
-use crate::topology::{JOBS_EXCHANGE, JOBS_KEY, RESULTS_EXCHANGE};
+use crate::topology::{COMMANDS_EXCHANGE, COMMANDS_KEY, JOBS_EXCHANGE, JOBS_KEY, RESULTS_EXCHANGE};
 
-/// How long the broker may take to confirm a job.
+/// The queue, one for each channel, that the broker keeps for answers alone; it needs no declaring and no right.
+const ANSWERS: &str = "amq.rabbitmq.reply-to";
+/// How long the broker may take to confirm a job or a command.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(30);
 /// Events that may lie unread on the client's side.
 const PREFETCH: u16 = 256;
@@ -57,15 +61,22 @@ pub enum ClientError {
     /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The broker has no queue for jobs: nothing was published.
-    #[error("the job was returned: {0}; is the topology declared (`spark-runtime topology declare`)?")]
-    Unroutable(String),
-    /// The broker refused the job: nothing was published.
-    #[error("the broker refused the job; its queue may be full")]
-    Refused,
-    /// The broker said nothing. The job may or may not be there: publish it again under the same id.
-    #[error("the broker did not confirm the job within {} s; publish it again under the same id", CONFIRM_PATIENCE.as_secs())]
-    Unconfirmed,
+    /// The broker has no queue for jobs, or for commands: nothing was published.
+    #[error(
+        "the {what} was returned: {reason}; is the topology declared (`spark-runtime topology declare`)?"
+    )]
+    Unroutable {
+        /// `job` or `command`.
+        what: &'static str,
+        /// What the broker said.
+        reason: String,
+    },
+    /// The broker refused the job or the command: nothing was published.
+    #[error("the broker refused the {0}; its queue may be full")]
+    Refused(&'static str),
+    /// The broker said nothing. The job or command may or may not be there: publish it again under the same id.
+    #[error("the broker did not confirm the {0} within {patience} s; publish it again under the same id", patience = CONFIRM_PATIENCE.as_secs())]
+    Unconfirmed(&'static str),
     /// The correlation id is longer than AMQP allows.
     #[error("the correlation id has {0} bytes; AMQP takes 255")]
     CorrelationId(usize),
@@ -75,6 +86,12 @@ pub enum ClientError {
     /// A message on the results exchange is no event.
     #[error("a message on {RESULTS_EXCHANGE} is no event: {0}")]
     NoEvent(#[from] serde_json::Error),
+    /// What answered a command is no worker of a release that is known.
+    #[error("the answer to the command cannot be read: {0}")]
+    NoAnswer(serde_json::Error),
+    /// The broker ended the wait for an answer. The command holds.
+    #[error("the broker ended the wait for an answer; the command holds")]
+    AnswersEnded,
     /// The connection failed on the way.
     #[error("the connection to the broker failed: {0}")]
     Broker(#[from] lapin::Error),
@@ -173,25 +190,44 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; after [`ClientError::Unconfirmed`] and [`ClientError::Broker`] the job may be there all the same.
     pub async fn publish(&self, submission: &Submission) -> Result<(), ClientError> {
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties = submission.properties()?;
-        let published = self.channel.basic_publish(
-            JOBS_EXCHANGE.into(),
-            JOBS_KEY.into(),
-            options,
-            &submission.body,
-            properties,
-        );
-        let confirmation = tokio::time::timeout(CONFIRM_PATIENCE, async { published.await?.await })
-            .await
-            .map_err(|_| ClientError::Unconfirmed)?
-            .map_err(missing)?;
-        match confirmation {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) => {
-                Err(ClientError::Unroutable(returned.reply_text.to_string()))
+        let target = Target { what: "job", exchange: JOBS_EXCHANGE, key: JOBS_KEY };
+        publish(&self.channel, &target, &submission.body, properties).await
+    }
+
+    /// Asks the workers for the end of a job, and waits for up to `patience` for the answer of one of them. Without an
+    /// answer the command waits for a worker, and holds.
+    ///
+    /// # Errors
+    /// [`ClientError`]; after [`ClientError::Unconfirmed`] and [`ClientError::Broker`] the command may be there all the
+    /// same. Asking twice does no harm.
+    pub async fn cancel(&self, job: &JobId, patience: Duration) -> Result<Option<Answer>, ClientError> {
+        let channel = self.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let mut answers =
+            channel.basic_consume(ANSWERS.into(), "".into(), options, FieldTable::default()).await?;
+        let correlation = uuid::Uuid::new_v4().to_string();
+        let properties = BasicProperties::default()
+            .with_content_type(command::CONTENT_TYPE.into())
+            .with_delivery_mode(2)
+            .with_correlation_id(correlation.as_str().into())
+            .with_reply_to(ANSWERS.into());
+        let target = Target { what: "command", exchange: COMMANDS_EXCHANGE, key: COMMANDS_KEY };
+        publish(&channel, &target, &Command::cancel(job).encode(), properties).await?;
+        let answer = async {
+            while let Some(answer) = answers.next().await {
+                let answer = answer?;
+                let told = answer.properties.correlation_id().as_ref().map(ShortString::as_str);
+                if told == Some(correlation.as_str()) {
+                    return serde_json::from_slice(&answer.data).map_err(ClientError::NoAnswer);
+                }
             }
-            Confirmation::Nack(_) | Confirmation::NotRequested => Err(ClientError::Refused),
+            Err(ClientError::AnswersEnded)
+        };
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer.map(Some),
+            Err(_) => Ok(None),
         }
     }
 
@@ -231,6 +267,38 @@ impl Client {
     /// [`ClientError::Broker`] when the broker is gone already.
     pub async fn close(self) -> Result<(), ClientError> {
         Ok(self.connection.close(200, "done".into()).await?)
+    }
+}
+
+/// Where a message of a client goes.
+struct Target {
+    /// The word for such a message.
+    what: &'static str,
+    exchange: &'static str,
+    key: &'static str,
+}
+
+/// Publishes on a channel in confirm mode and waits until the broker has the message for good.
+async fn publish(
+    channel: &Channel,
+    target: &Target,
+    body: &[u8],
+    properties: BasicProperties,
+) -> Result<(), ClientError> {
+    let what = target.what;
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let published =
+        channel.basic_publish(target.exchange.into(), target.key.into(), options, body, properties);
+    let confirmation = tokio::time::timeout(CONFIRM_PATIENCE, async { published.await?.await })
+        .await
+        .map_err(|_| ClientError::Unconfirmed(what))?
+        .map_err(missing)?;
+    match confirmation {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(returned)) => {
+            Err(ClientError::Unroutable { what, reason: returned.reply_text.to_string() })
+        }
+        Confirmation::Nack(_) | Confirmation::NotRequested => Err(ClientError::Refused(what)),
     }
 }
 

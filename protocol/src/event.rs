@@ -11,6 +11,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::job::{JobId, JobType};
 use crate::json::Fault;
@@ -142,7 +143,7 @@ pub enum JobResult {
 pub struct Event {
     /// Always `1.0`.
     pub specversion: String,
-    /// `<jobId>/<attempt>/<event>[/<n>]`; the same on every publication.
+    /// `<jobId>/<attempt>/<event>[/<n>]`, for a conflict with the digest at the end; the same on every publication.
     pub id: String,
     /// The worker instance that says so.
     pub source: String,
@@ -216,7 +217,7 @@ pub struct EventData {
     /// The job's type; absent when a rejected job had no known one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_type: Option<JobType>,
-    /// Counts the times that the job was started, from 1.
+    /// Counts the times that the job was started, from 1; 0 in a `conflict`, which is about none of them.
     pub attempt: u32,
     /// The worker instance.
     pub worker: String,
@@ -320,6 +321,14 @@ pub struct Digests {
     pub first: String,
     /// The one that the event is about.
     pub this: String,
+}
+
+impl Digests {
+    /// The digest of a body: by it a publisher knows whether a conflict is about what he has published.
+    #[must_use]
+    pub fn of(body: &[u8]) -> String {
+        Sha256::digest(body).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// Why an attempt ended without a result.

@@ -1,27 +1,19 @@
 //! The verbs that talk to the broker.
 
-use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
 use spark_runtime_protocol::event::EventKind;
 use spark_runtime_tests::broker::Vhost;
 use spark_runtime_tests::jobs::text;
-use spark_runtime_tests::program::{Worker, spark_runtime};
+use spark_runtime_tests::program::{self, Called, Worker};
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
 
 async fn call(uri: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let uri = uri.to_owned();
-    let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-    let Output { status, stdout, stderr } = tokio::task::spawn_blocking(move || {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        spark_runtime(&uri, &[RETRY, "retry.max_attempts=1"], &arguments)
-    })
-    .await
-    .unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    let Called { code, out, err } = program::call(uri, &[RETRY, "retry.max_attempts=1"], arguments).await;
+    (code, out, err)
 }
 
 fn file(folder: &tempfile::TempDir, name: &str, contents: &str) -> String {

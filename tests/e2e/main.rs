@@ -4,10 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod broker;
+mod cancel;
 mod chaos;
 mod command_line;
 mod faults;
 mod hostile;
 mod life;
 mod ownership;
+mod past;
 mod spark;

@@ -204,6 +204,43 @@ pub fn spark_runtime(uri: &str, settings: &[&str], arguments: &[&str]) -> Output
         .expect("the program starts")
 }
 
+/// How a run of the program ended.
+#[derive(Debug)]
+pub struct Called {
+    /// The exit code.
+    pub code: Option<i32>,
+    /// The standard output.
+    pub out: String,
+    /// The standard error.
+    pub err: String,
+}
+
+impl Called {
+    /// The standard output as JSON.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// As [`spark_runtime`], without holding up what else goes on.
+pub async fn call(uri: &str, settings: &[&str], arguments: &[&str]) -> Called {
+    let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (uri, settings, arguments) = (uri.to_owned(), owned(settings), owned(arguments));
+    let Output { status, stdout, stderr } = tokio::task::spawn_blocking(move || {
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        spark_runtime(&uri, &settings, &arguments)
+    })
+    .await
+    .unwrap();
+    Called {
+        code: status.code(),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
 /// Waits until a fake that was told `times 1 COUNTER hang` hangs: it counts before it does.
 pub async fn hangs(counter: &Path) {
     crate::until("a fake that hangs", async || {

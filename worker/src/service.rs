@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use spark_runtime_protocol::topology::{EXPELLED_QUEUE, JOBS_QUEUE, Topology};
+use spark_runtime_protocol::topology::{COMMANDS_QUEUE, EXPELLED_QUEUE, JOBS_QUEUE, Topology};
 use tokio::sync::{Semaphore, watch};
 
 use crate::broker::history::History;
@@ -23,6 +23,7 @@ use crate::config::Settings;
 use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
 use crate::job::claim::Reader;
+use crate::job::command::Commands;
 use crate::job::settle::Desk;
 use crate::job::{Announce, Context, kept_folder};
 use crate::spark::SubmitError;
@@ -277,11 +278,24 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     }
     let jobs = Arc::new(Jobs(assigner.clone()));
     let expelled = Arc::new(Expelled(assigner));
+    let commands = Arc::new(Commands { publisher: publisher.clone(), ledger: ledger.clone() });
+    // A worker that takes no more jobs still takes commands about those that it has.
+    let (dismiss, dismissed) = watch::channel(Leaving::No);
+    let commands = Slots::new(COMMANDS_QUEUE, commands, session.clone(), dismissed);
     let served = async {
-        tokio::join!(
-            Slots::new(JOBS_QUEUE, jobs, session.clone(), leaving.clone()).serve(running, watchdog),
-            Slots::new(EXPELLED_QUEUE, expelled, session, leaving).serve(1, watchdog),
-        )
+        // What was said while no worker was there comes before the jobs that it is about.
+        tokio::select! {
+            () = commands.handle_waiting() => {}
+            _ = left.wait_for(|leaving| *leaving > Leaving::No) => {}
+        }
+        let jobs = async {
+            tokio::join!(
+                Slots::new(JOBS_QUEUE, jobs, session.clone(), leaving.clone()).serve(running, watchdog),
+                Slots::new(EXPELLED_QUEUE, expelled, session.clone(), leaving).serve(1, watchdog),
+            );
+            dismiss.send_replace(Leaving::Now);
+        };
+        tokio::join!(jobs, commands.serve(1, watchdog));
     };
     let dead = tokio::select! {
         _ = served => false,

@@ -97,12 +97,15 @@ fn help_tells_the_verbs_and_the_exit_codes() {
       worker       Take jobs from the broker and run them
       submit       Publish a job
       watch        Follow what happens to a job, or to all
+      cancel       End a job, or see to it that it never starts
+      status       Tell where a job stands, or how it ended
+      jobs         List the latest jobs
       validate     Tell whether a job can be run, and everything that is wrong with it
       new          Make a job's JSON from a model's source
       topology     Declare or compare the broker's exchanges and queues
       dead         Look at dead jobs, replay or drop them
       config       Show the settings that count and where each comes from
-      schema       Print the machine-readable description of jobs, events or exchanges
+      schema       Print the machine-readable description of jobs, events, commands or exchanges
       completions  Print a shell's completion script
 
     Options:
@@ -120,8 +123,9 @@ fn help_tells_the_verbs_and_the_exit_codes() {
         1  the job failed
         2  the job was rejected, or is not valid
         3  the job was cancelled
+        4  the job had ended before it could be cancelled
        64  the command line is wrong
-       66  an input file cannot be read
+       66  an input file cannot be read, or nothing is known of the job
        69  the broker cannot be reached
        70  a fault of the program or of the machine
        73  an output cannot be written
@@ -194,6 +198,69 @@ fn every_verb_has_help() {
     Options:
           --json  Print every event as one line of JSON
       -h, --help  Print help
+
+    Everywhere:
+          --config <FILE>        The settings file (TOML)
+          --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
+          --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
+    ");
+    insta::assert_snapshot!(place.run(&["cancel", "--help"]), @"
+    exit 0
+    stdout:
+    End a job, or see to it that it never starts
+
+    Usage: spark-runtime cancel [OPTIONS] <JOB_ID>
+
+    Arguments:
+      <JOB_ID>  The job's id
+
+    Options:
+          --wait  Wait until the job has ended
+          --json  Print the answer as JSON, and with --wait every event, each as one line
+      -h, --help  Print help
+
+    Everywhere:
+          --config <FILE>        The settings file (TOML)
+          --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
+          --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
+
+    A job that no worker has taken yet is cancelled when one takes it, also if it is published later.
+    Exit codes: 0 when the job is or will be cancelled, 4 when it had ended otherwise before.
+    ");
+    insta::assert_snapshot!(place.run(&["status", "--help"]), @"
+    exit 0
+    stdout:
+    Tell where a job stands, or how it ended
+
+    Usage: spark-runtime status [OPTIONS] <JOB_ID>
+
+    Arguments:
+      <JOB_ID>  The job's id
+
+    Options:
+          --json  Print JSON: an object with `standing`, `attempt`, `worker`, `since` and `events`
+      -h, --help  Print help
+
+    Everywhere:
+          --config <FILE>        The settings file (TOML)
+          --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
+          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
+          --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
+    ");
+    insta::assert_snapshot!(place.run(&["jobs", "--help"]), @"
+    exit 0
+    stdout:
+    List the latest jobs
+
+    Usage: spark-runtime jobs [OPTIONS]
+
+    Options:
+          --state <STATE>  Only jobs that stand like this; several are separated by commas [possible values: waiting, running, completed, failed, cancelled, rejected]
+          --limit <N>      The latest jobs, at most so many [default: 50]
+          --json           Print JSON: an object with `jobs`, a list, and `all`, how many there are
+      -h, --help           Print help
 
     Everywhere:
           --config <FILE>        The settings file (TOML)
@@ -321,7 +388,7 @@ fn every_verb_has_help() {
     insta::assert_snapshot!(place.run(&["schema", "--help"]), @"
     exit 0
     stdout:
-    Print the machine-readable description of jobs, events or exchanges
+    Print the machine-readable description of jobs, events, commands or exchanges
 
     Usage: spark-runtime schema [OPTIONS] <WHAT>
 
@@ -389,6 +456,22 @@ fn a_wrong_command_line_is_answered_with_exit_code_64() {
 
     For more information, try '--help'.
     ");
+    insta::assert_snapshot!(place.run(&["cancel", "a/b"]), @"
+    exit 64
+    stderr:
+    error: invalid value 'a/b' for '<JOB_ID>': is no job id: give 1 to 128 letters, digits, '-', '_' or ':'
+
+    For more information, try '--help'.
+    ");
+    insta::assert_snapshot!(place.run(&["jobs", "--state", "done"]), @"
+    exit 64
+    stderr:
+    error: invalid value 'done' for '--state <STATE>'
+      [possible values: waiting, running, completed, failed, cancelled, rejected]
+
+    For more information, try '--help'.
+    ");
+    assert_eq!(place.run(&["jobs", "--limit", "0"]).code, 64);
     insta::assert_snapshot!(place.run(&["dead", "replay"]), @"
     exit 64
     stderr:
@@ -528,7 +611,15 @@ fn a_broker_that_is_away_is_answered_with_exit_code_69() {
     place.write("job.json", &job().to_string());
     // Port 1 is for a service that nobody runs.
     let nobody = ["--set", "broker.uri=amqp://user:s3cret@127.0.0.1:1/%2f"];
-    for verb in [&["submit", "job.json"][..], &["watch"], &["topology", "verify"], &["dead", "list"]] {
+    for verb in [
+        &["submit", "job.json"][..],
+        &["watch"],
+        &["cancel", "x"],
+        &["status", "x"],
+        &["jobs"],
+        &["topology", "verify"],
+        &["dead", "list"],
+    ] {
         let ended = place.run(&[verb, &nobody].concat());
         assert_eq!(ended.code, 69, "{ended}");
         assert!(
@@ -600,6 +691,7 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     worker.drain_grace = 10m                       (default)
     worker.watchdog = 1m                           (default)
     job.directory = /var/spark                     (--set)
+    job.existing_outputs = allow                   (default)
     job.keep = failed                              (default)
     job.keep_for = 168h                            (default)
     job.submit_timeout = 5m                        (default)
@@ -609,6 +701,8 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     job.inline_output = 1MiB                       (default)
     retry.max_attempts = 3                         (default)
     retry.delays = 1s,1m 30s                       (--set)
+    ledger.lease = 1m                              (default)
+    ledger.retention = 168h                        (default)
     spark.home =                                   (default)
     spark.submit =                                 (default)
     spark.master = local[*]                        (default)

@@ -1,4 +1,4 @@
-//! A job message as it came: its body, and what its properties and headers say.
+//! A message as it came: its body, and what its properties and headers say.
 //!
 //! Headers are written by anybody; one of a wrong type or value counts as absent.
 //!
@@ -34,7 +34,7 @@ const OF_ONE_PUBLICATION: [&str; 9] = [
 /// How many characters of a failure travel in a dead job's header; the event has all of it.
 const LONGEST_WORDS: usize = 1024;
 
-/// A message that brought a job.
+/// A message that brought a job or a command.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// The body, as it came.
@@ -81,6 +81,12 @@ impl Message {
     #[must_use]
     pub fn correlation_id(&self) -> Option<String> {
         self.properties.correlation_id().as_ref().map(ToString::to_string)
+    }
+
+    /// Property `reply_to`: the queue at which somebody waits for an answer.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to().as_ref().map(ShortString::as_str).filter(|queue| !queue.is_empty())
     }
 
     /// The W3C trace context of the headers.

@@ -11,6 +11,7 @@ pub mod dead;
 pub mod history;
 pub mod ledger;
 pub mod message;
+pub mod past;
 pub mod publisher;
 pub mod server;
 pub mod session;

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer, ErrorKind};
@@ -130,6 +131,47 @@ impl<H: Handler> Slots<H> {
             }
         }
         watching.abort();
+    }
+
+    /// Handles what waits in the queue, one message after the other, until nothing waits any more or the worker leaves: for
+    /// what has to be done before something else begins.
+    pub async fn handle_waiting(&self) {
+        let mut sessions = self.sessions.clone();
+        let mut leaving = self.leaving.clone();
+        let mut backoff = Backoff::default();
+        loop {
+            let handled = async {
+                let session =
+                    sessions.wait_for(Option::is_some).await.ok().and_then(|session| session.clone());
+                match session {
+                    Some(session) => self.get_all(&session).await,
+                    // Nobody connects any more.
+                    None => Ok(()),
+                }
+            };
+            let handled = tokio::select! {
+                biased;
+                () = is_leaving(&mut leaving) => return,
+                handled = handled => handled,
+            };
+            let Err(error) = handled else { return };
+            tracing::warn!(%error, queue = self.queue, "what waits in the queue could not be handled; trying again");
+            backoff.wait().await;
+        }
+    }
+
+    async fn get_all(&self, session: &Session) -> Result<(), lapin::Error> {
+        let channel = session.connection.create_channel().await?;
+        while let Some(got) = channel.basic_get(self.queue.into(), BasicGetOptions::default()).await? {
+            let Delivery { data, properties, acker, redelivered, .. } = got.delivery;
+            let (stopper, stop) = Stopper::new();
+            let message = Message::new(data, properties, redelivered);
+            let assignment = Assignment { message, stop, stopper, hold: Arc::default() };
+            if self.handler.clone().handle(assignment).await == Settled::Acknowledge {
+                acker.ack(BasicAckOptions::default()).await?;
+            }
+        }
+        channel.close(200, "nothing waits".into()).await
     }
 
     async fn slot(self: Arc<Self>, number: usize) {

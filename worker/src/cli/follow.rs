@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use spark_runtime_protocol::Event;
 use spark_runtime_protocol::client::{Client, ClientError, Submission, Subscription, Topic};
+use spark_runtime_protocol::command::Answer;
+use spark_runtime_protocol::{Event, JobId};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::render::{self, Progress};
@@ -57,6 +58,15 @@ impl Follower {
     /// Publishes a job over the same connection.
     pub(super) async fn publish(&self, submission: &Submission) -> Result<(), ClientError> {
         self.following.client.publish(submission).await
+    }
+
+    /// Asks for a job's end over the same connection.
+    pub(super) async fn cancel(
+        &self,
+        job: &JobId,
+        patience: Duration,
+    ) -> Result<Option<Answer>, ClientError> {
+        self.following.client.cancel(job, patience).await
     }
 
     /// The next event. A connection that was lost is built anew, for as long as it takes; `notes` are told.

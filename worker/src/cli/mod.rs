@@ -5,16 +5,19 @@
 //!
 //! This module must not know how a job is run, nor what the broker is told.
 
+mod cancel;
 mod completions;
 mod config;
 mod dead;
 mod follow;
 pub mod input;
+mod jobs;
 mod new;
 pub mod output;
 pub mod render;
 pub mod run;
 mod schema;
+mod status;
 mod submit;
 mod topology;
 mod validate;
@@ -35,6 +38,7 @@ use spark_runtime_protocol::topology::TopologyError;
 use tracing_subscriber::EnvFilter;
 
 use crate::broker::dead::DeadError;
+use crate::broker::past::PastError;
 use crate::config::{Settings, SettingsError, Sources};
 use crate::spark::policy::PolicyError;
 
@@ -81,6 +85,12 @@ enum Command {
     Submit(submit::Args),
     /// Follow what happens to a job, or to all.
     Watch(watch::Args),
+    /// End a job, or see to it that it never starts.
+    Cancel(cancel::Args),
+    /// Tell where a job stands, or how it ended.
+    Status(status::Args),
+    /// List the latest jobs.
+    Jobs(jobs::Args),
     /// Tell whether a job can be run, and everything that is wrong with it.
     Validate(validate::Args),
     /// Make a job's JSON from a model's source.
@@ -91,7 +101,7 @@ enum Command {
     Dead(dead::Args),
     /// Show the settings that count and where each comes from.
     Config(config::Args),
-    /// Print the machine-readable description of jobs, events or exchanges.
+    /// Print the machine-readable description of jobs, events, commands or exchanges.
     Schema(schema::Args),
     /// Print a shell's completion script.
     Completions(completions::Args),
@@ -108,9 +118,11 @@ pub enum Exit {
     Rejected,
     /// The job was cancelled.
     Cancelled,
+    /// The job had ended before it could be cancelled.
+    TooLate,
     /// The command line is wrong.
     Usage,
-    /// An input file cannot be read.
+    /// An input file cannot be read, or there is no such job.
     Unreadable,
     /// The broker cannot be reached.
     Unavailable,
@@ -130,11 +142,12 @@ pub enum Exit {
 
 impl Exit {
     /// Every way to end, by code.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::Failed,
         Self::Rejected,
         Self::Cancelled,
+        Self::TooLate,
         Self::Usage,
         Self::Unreadable,
         Self::Unavailable,
@@ -154,6 +167,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Rejected => 2,
             Self::Cancelled => 3,
+            Self::TooLate => 4,
             Self::Usage => 64,
             Self::Unreadable => 66,
             Self::Unavailable => 69,
@@ -172,8 +186,9 @@ impl Exit {
             Self::Failed => "the job failed",
             Self::Rejected => "the job was rejected, or is not valid",
             Self::Cancelled => "the job was cancelled",
+            Self::TooLate => "the job had ended before it could be cancelled",
             Self::Usage => "the command line is wrong",
-            Self::Unreadable => "an input file cannot be read",
+            Self::Unreadable => "an input file cannot be read, or nothing is known of the job",
             Self::Unavailable => "the broker cannot be reached",
             Self::Internal => "a fault of the program or of the machine",
             Self::Unwritable => "an output cannot be written",
@@ -237,6 +252,12 @@ pub enum CliError {
     /// No dead job has this id.
     #[error("no dead job has the id {0}")]
     NoSuchJob(String),
+    /// The streams could not be read.
+    #[error(transparent)]
+    Past(Box<PastError>),
+    /// No worker has had the job.
+    #[error("{0}")]
+    NothingKnown(String),
     /// Something that does not depend on what the caller gave.
     #[error("{0}")]
     Internal(String),
@@ -261,22 +282,31 @@ impl From<DeadError> for CliError {
     }
 }
 
+impl From<PastError> for CliError {
+    fn from(error: PastError) -> Self {
+        Self::Past(error.into())
+    }
+}
+
 impl CliError {
     /// The exit code that tells of it.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
-            Self::Unreadable { .. } | Self::NoSuchJob(_) => Exit::Unreadable,
+            Self::Unreadable { .. } | Self::NoSuchJob(_) | Self::NothingKnown(_) => Exit::Unreadable,
             Self::Unwritable { .. } | Self::Closed => Exit::Unwritable,
             Self::Settings(_) | Self::Policy(_) => Exit::Configuration,
             Self::Connect(error) => of_connect(error),
             Self::Client(error) => match &**error {
                 ClientError::Connect(error) => of_connect(error),
-                ClientError::Unroutable(_) | ClientError::Missing(_) | ClientError::NoEvent(_) => {
-                    Exit::Topology
+                ClientError::Unroutable { .. }
+                | ClientError::Missing(_)
+                | ClientError::NoEvent(_)
+                | ClientError::NoAnswer(_) => Exit::Topology,
+                ClientError::Refused(_) | ClientError::Unconfirmed(_) | ClientError::AnswersEnded => {
+                    Exit::Unavailable
                 }
-                ClientError::Refused | ClientError::Unconfirmed => Exit::Unavailable,
                 ClientError::CorrelationId(_) => Exit::Usage,
                 ClientError::Broker(error) => of_broker(error),
             },
@@ -287,6 +317,12 @@ impl CliError {
                 DeadError::Missing(_) | DeadError::Unroutable(_) => Exit::Topology,
                 DeadError::Refused | DeadError::Silent(_) => Exit::Unavailable,
                 DeadError::Broker(error) => of_broker(error),
+            },
+            Self::Past(error) => match &**error {
+                PastError::Connect(error) => of_connect(error),
+                PastError::Missing(_) => Exit::Topology,
+                PastError::Silent { .. } | PastError::Ended { .. } => Exit::Unavailable,
+                PastError::Broker(error) => of_broker(error),
             },
             Self::Internal(_) => Exit::Internal,
         }
@@ -318,7 +354,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         output::complain(&message);
         return Exit::Usage.into();
     }
-    let tells_outcome = matches!(cli.command, Command::Run(_) | Command::Submit(_) | Command::Watch(_));
+    let tells_outcome =
+        matches!(cli.command, Command::Run(_) | Command::Submit(_) | Command::Watch(_) | Command::Cancel(_));
     let ended = match dispatch(cli) {
         Ok(exit) => exit,
         // A reader that has seen enough is no fault, unless the exit code would be taken for a job's outcome.
@@ -383,6 +420,9 @@ fn dispatch(cli: Cli) -> Result<Exit, CliError> {
         }
         Command::Submit(args) => block_on(submit::run(args, settings()?)),
         Command::Watch(args) => block_on(watch::run(args, settings()?)),
+        Command::Cancel(args) => block_on(cancel::run(args, settings()?)),
+        Command::Status(args) => block_on(status::run(args, settings()?)),
+        Command::Jobs(args) => block_on(jobs::run(args, settings()?)),
         Command::Validate(args) => validate::run(&args, &settings()?),
         Command::New(args) => new::run(&args),
         Command::Topology(args) => block_on(topology::run(args, settings()?)),

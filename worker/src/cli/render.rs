@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde_json::Value;
 use spark_runtime_protocol::event::{Event, EventKind, Failure, Frame, JobResult, ModelException, Resources};
 use spark_runtime_protocol::json::Fault;
@@ -117,7 +118,19 @@ pub fn exit_of(event: &Event) -> Option<Exit> {
 /// An event as one line: when, which job, what.
 #[must_use]
 pub fn line(event: &Event) -> String {
-    format!("{} {} {}", event.time.strftime("%Y-%m-%dT%H:%M:%SZ"), event.subject, phase(event))
+    format!("{} {} {}", moment(event.time), event.subject, phase(event))
+}
+
+/// A moment in UTC, to the second.
+#[must_use]
+pub fn moment(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A moment by its milliseconds since 1970, where there is one.
+#[must_use]
+pub fn of_milliseconds(milliseconds: u64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(i64::try_from(milliseconds).ok()?).ok()
 }
 
 /// What has happened, in one line without the job's id.

@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::client::{Client, ClientError, Submission, Topic};
+use spark_runtime_protocol::event::Digests;
 
 use super::follow::{Follower, Heard};
 use super::render::{self, Progress};
@@ -111,7 +112,7 @@ fn own_id(body: &[u8]) -> Option<JobId> {
 
 /// When it is not known whether the broker has the job, the id is what makes it safe to publish it again.
 fn published(result: Result<(), ClientError>, id: &JobId) -> Result<(), CliError> {
-    if let Err(ClientError::Unconfirmed | ClientError::Broker(_)) = &result {
+    if let Err(ClientError::Unconfirmed(_) | ClientError::Broker(_)) = &result {
         output::complain(&format!("it is not known whether the job was published; its id is {id}"));
     }
     Ok(result?)
@@ -125,6 +126,7 @@ async fn wait(args: &Args, settings: Settings, submission: Submission) -> Result
     let id = submission.id.clone();
     let mut follower = Follower::start(settings, Topic::Job(id.clone()), CONNECTION_NAME).await?;
     published(follower.publish(&submission).await, &id)?;
+    let digest = Digests::of(&submission.body);
     // The job may be large, and the wait long.
     drop(submission);
     let mut progress = Progress::new();
@@ -146,7 +148,9 @@ async fn wait(args: &Args, settings: Settings, submission: Submission) -> Result
         } else {
             progress.event(&event);
         }
-        if let Some(exit) = render::exit_of(&event) {
+        let is_refused = event.data.digests.as_ref().is_some_and(|digests| digests.this == digest);
+        let exit = if is_refused { Some(Exit::Rejected) } else { render::exit_of(&event) };
+        if let Some(exit) = exit {
             progress.finish();
             if !args.json {
                 output::line(&render::outcome(&event))?;

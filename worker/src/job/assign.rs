@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::claim::{Candidate, Ownership, Reader, claim};
 use super::settle::{
-    Desk, Outcome, Settled, conflict, exhausted, expelled, look_again, refused, repeat, settle,
+    Desk, Outcome, Settled, cancelled, conflict, exhausted, expelled, look_again, refused, repeat, settle,
 };
 use super::{Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, outputs, run};
 use crate::broker::ledger::Held;
@@ -234,6 +234,8 @@ impl Assigner {
         let registered = Registered { assigner: self, key, over };
 
         let attempt = match candidate.content {
+            // Before all else: whoever cancelled it was told that it would be cancelled.
+            _ if claimed.cancelled => cancelled(),
             Err(faults) => refused(faults),
             Ok(_) if claimed.failures >= self.context.settings.retry.max_attempts => {
                 exhausted(claimed.failures)
@@ -249,7 +251,12 @@ impl Assigner {
                 if let Some(ends) = ends {
                     self.fence.alive_until(ends).await;
                 }
-                run(&self.context, &claim, *job, message.body.clone(), stop.clone()).await
+                let attempt = run(&self.context, &claim, *job, message.body.clone(), stop.clone()).await;
+                if is_cancelled(&attempt, stop) {
+                    Attempt { end: End::Cancelled, ..attempt }
+                } else {
+                    attempt
+                }
             }
         };
         let outcome = self.conclude(&claim, held, message, attempt).await;
@@ -271,6 +278,11 @@ impl Assigner {
         }
         settled.unwrap_or(Outcome::LookAgain)
     }
+}
+
+/// Whether an attempt after which there might be another one is the last, because somebody wants none.
+fn is_cancelled(attempt: &Attempt, stop: &Stop) -> bool {
+    matches!(attempt.end, End::Failed { may_pass: true, .. }) && stop.reason() == Some(StopReason::Cancel)
 }
 
 /// Looks for the outputs that are there already.

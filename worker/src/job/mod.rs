@@ -10,6 +10,7 @@ pub mod assign;
 pub mod check;
 pub mod claim;
 pub mod collect;
+pub mod command;
 pub mod literal;
 pub mod outputs;
 pub mod settle;

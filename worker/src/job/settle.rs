@@ -345,6 +345,12 @@ fn ended(class: FailureClass, message: String) -> Attempt {
     Attempt { end: End::Failed { failure, may_pass: false }, course: Course::default() }
 }
 
+/// The end of a job that was cancelled before anything of it ran.
+#[must_use]
+pub fn cancelled() -> Attempt {
+    Attempt { end: End::Cancelled, course: Course::default() }
+}
+
 /// The end of a message that is no job that can be run.
 #[must_use]
 pub fn refused(faults: Vec<Fault>) -> Attempt {

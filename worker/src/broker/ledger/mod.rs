@@ -32,7 +32,7 @@ use std::time::Duration;
 use spark_runtime_protocol::JobId;
 use tokio::sync::{oneshot, watch};
 
-use self::fold::{Claimed, Effect, Fold, JobKey, Standing};
+use self::fold::{Claimed, Effect, Fold, JobKey, Open, Standing};
 use self::record::{Digest, Ending, Entry, InstanceId, Position, Reason, Record, RecordError, Terms};
 use super::publisher::Publisher;
 use crate::clock::BootTime;
@@ -380,7 +380,12 @@ impl Ledger {
     fn heed(&self, state: &mut State, instance: InstanceId, sequence: u64, record: &Record, effect: Effect) {
         match (record, &effect) {
             (Record::Cancel { job, .. }, Effect::Cancelled) => {
-                if let Some(holding) = state.held.get(&JobKey::of(job)) {
+                let key = JobKey::of(job);
+                // When the log is read anew, it may be about an earlier life of the job.
+                if let Some(holding) = state.held.get(&key)
+                    && matches!(state.fold.standing(key), Standing::Open(Open { owner: Some(owner), .. })
+                        if owner.claim == holding.claim)
+                {
                     holding.stopper.stop(StopReason::Cancel);
                 }
             }

@@ -72,7 +72,7 @@ macro_rules! hexadecimal {
         impl $name {
             /// By its number.
             #[must_use]
-            pub fn from_number(number: u64) -> Self {
+            pub const fn from_number(number: u64) -> Self {
                 Self(number)
             }
         }
@@ -474,6 +474,11 @@ mod tests {
         ] {
             assert!(Entry::decode(bad.as_bytes()).is_err(), "{:.100}", bad);
         }
+    }
+
+    #[test]
+    fn a_body_has_the_digest_that_its_publisher_finds_in_a_conflict() {
+        assert_eq!(Digest::of(b"{}").to_string(), spark_runtime_protocol::event::Digests::of(b"{}"));
     }
 
     #[test]
