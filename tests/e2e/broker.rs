@@ -6,7 +6,7 @@ use serde_json::json;
 use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::client::Submission;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
-use spark_runtime_tests::broker::{Broker, Vhost};
+use spark_runtime_tests::broker::{Broker, RELEASE, Vhost};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::{Worker, spark_runtime};
 use spark_runtime_tests::wire::Wire;
@@ -122,5 +122,8 @@ async fn the_time_out_of_the_broker_is_said_at_the_start() {
     let worker = Worker::start(&place.vhost.uri(), &[RETRY]);
     worker.logged("product=\"RabbitMQ\"").await;
     let log = worker.log();
+    if let Ok(release) = std::env::var(RELEASE) {
+        assert!(log.contains(&format!("version=\"{release}.")), "{log}");
+    }
     assert!(log.contains("timeout=OfThe"), "{log}");
 }

@@ -13,3 +13,4 @@ mod life;
 mod ownership;
 mod past;
 mod spark;
+mod time_out;

@@ -11,9 +11,9 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -28,13 +28,31 @@ use spark_runtime_protocol::{Event, EventKind, JobId};
 use crate::PATIENCE;
 
 /// The variable that chooses the release of RabbitMQ.
-const RELEASE: &str = "SPARK_RUNTIME_TEST_BROKER";
+pub const RELEASE: &str = "SPARK_RUNTIME_TEST_BROKER";
 
 /// The broker that all tests of a program share.
 #[derive(Debug)]
 pub struct Broker {
     directory: PathBuf,
-    settings: HashMap<String, String>,
+    settings: Mutex<HashMap<String, String>>,
+}
+
+/// A broker of a test's own. Dropping it kills it and removes its data.
+#[derive(Debug)]
+pub struct Own(&'static Broker);
+
+impl std::ops::Deref for Own {
+    type Target = &'static Broker;
+
+    fn deref(&self) -> &&'static Broker {
+        &self.0
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.remove();
+    }
 }
 
 static SHARED: OnceLock<Broker> = OnceLock::new();
@@ -82,13 +100,30 @@ impl Broker {
     /// The same with its data and logs in a folder of the caller's choice.
     #[must_use]
     pub fn start_in(directory: PathBuf, environment: &[(&str, &str)]) -> Self {
-        let mut broker = Self { directory, settings: HashMap::new() };
+        let broker = Self { directory, settings: Mutex::default() };
         broker.up(environment);
         broker
     }
 
+    /// A broker of a test's own that virtual hosts can be made on.
+    #[must_use]
+    pub fn own(environment: &[(&str, &str)]) -> Own {
+        Own(Box::leak(Box::new(Self::start(environment))))
+    }
+
+    /// One line of its `broker.env`.
+    fn setting(&self, name: &str) -> String {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)[name].clone()
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Starts it again where it was.
-    pub fn up(&mut self, environment: &[(&str, &str)]) {
+    pub fn up(&self, environment: &[(&str, &str)]) {
         let started = Command::new(crate::project().join("deploy/broker"))
             .arg("up")
             .arg(&self.directory)
@@ -99,7 +134,7 @@ impl Broker {
             .expect("deploy/broker starts");
         assert!(started.status.success(), "no broker: {}", String::from_utf8_lossy(&started.stderr));
         let settings = std::fs::read_to_string(self.directory.join("broker.env")).unwrap();
-        self.settings = settings
+        *self.settings.lock().unwrap() = settings
             .lines()
             .filter_map(|line| line.split_once('='))
             .map(|(k, v)| (k.into(), v.into()))
@@ -123,7 +158,7 @@ impl Broker {
 
     /// The process that is the broker.
     fn pid(&self) -> Pid {
-        Pid::from_raw(self.settings["BROKER_PID"].parse().unwrap())
+        Pid::from_raw(self.setting("BROKER_PID").parse().unwrap())
     }
 
     /// Calls a function inside the broker and gives what it says: `call` is module, function and list of arguments, in
@@ -141,7 +176,7 @@ impl Broker {
         // The cookie that lets one in lies in the broker's home, which may be in a root of the broker's own.
         let home = format!("/proc/{}/root{}", self.pid(), value("HOME"));
         let said = Command::new("erl_call")
-            .args(["-n", &self.settings["BROKER_NODE"], "-a", call])
+            .args(["-n", &self.setting("BROKER_NODE"), "-a", call])
             .env("HOME", home)
             .env("ERL_EPMD_PORT", value("ERL_EPMD_PORT"))
             .stdin(Stdio::null())
@@ -179,14 +214,22 @@ impl Broker {
     /// The port for AMQP.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.settings["AMQP_PORT"].parse().unwrap()
+        self.setting("AMQP_PORT").parse().unwrap()
     }
 
     /// The address of its first virtual host by way of a port, with user and password.
     #[must_use]
     pub fn uri_at(&self, port: impl std::fmt::Display) -> String {
-        let (user, password) = (&self.settings["HTTP_USER"], &self.settings["HTTP_PASSWORD"]);
+        let (user, password) = (self.setting("HTTP_USER"), self.setting("HTTP_PASSWORD"));
         format!("amqp://{user}:{password}@127.0.0.1:{port}/%2f")
+    }
+
+    /// Its release, as `(4, 0)`.
+    #[must_use]
+    pub fn release(&self) -> (u32, u32) {
+        let version = self.http("GET", "/api/overview", None)["rabbitmq_version"].clone();
+        let mut parts = version.as_str().unwrap().split('.').map(|part| part.parse().unwrap());
+        (parts.next().unwrap(), parts.next().unwrap())
     }
 
     /// A virtual host that nobody else uses, without anything in it.
@@ -199,7 +242,7 @@ impl Broker {
         let name = format!("test-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         self.http("PUT", &format!("/api/vhosts/{name}"), None);
         let everything = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        let user = &self.settings["HTTP_USER"];
+        let user = self.setting("HTTP_USER");
         self.http("PUT", &format!("/api/permissions/{name}/{user}"), Some(&everything));
         Vhost { broker: self, name }
     }
@@ -228,8 +271,8 @@ impl Broker {
     /// When it does not answer.
     pub fn try_http(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<(u16, Value)> {
         let authority =
-            self.settings["HTTP_URI"].trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let login = format!("{}:{}", self.settings["HTTP_USER"], self.settings["HTTP_PASSWORD"]);
+            self.setting("HTTP_URI").trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let login = format!("{}:{}", self.setting("HTTP_USER"), self.setting("HTTP_PASSWORD"));
         let login = base64::engine::general_purpose::STANDARD.encode(login);
         let body = body.map(ToString::to_string).unwrap_or_default();
         let mut stream = TcpStream::connect(&authority)?;
@@ -245,6 +288,15 @@ impl Broker {
         let (head, text) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
         Ok((status, serde_json::from_str(text).unwrap_or(Value::Null)))
+    }
+}
+
+/// What workers with settings of their own for retries, and the defaults for all else, need.
+fn usual(delays: &[Duration]) -> Shape {
+    Shape {
+        delays: delays.to_vec(),
+        lease: Duration::from_secs(60),
+        retention: Duration::from_secs(7 * 24 * 3600),
     }
 }
 
@@ -274,7 +326,7 @@ impl Vhost {
     /// The same by way of another port.
     #[must_use]
     pub fn uri_at(&self, port: u16) -> String {
-        let (user, password) = (&self.broker.settings["HTTP_USER"], &self.broker.settings["HTTP_PASSWORD"]);
+        let (user, password) = (self.broker.setting("HTTP_USER"), self.broker.setting("HTTP_PASSWORD"));
         format!("amqp://{user}:{password}@127.0.0.1:{port}/{}", self.name)
     }
 
@@ -297,17 +349,22 @@ impl Vhost {
 
     /// A virtual host with the service's topology and a client that follows all events.
     pub async fn ready(delays: &[Duration]) -> Ready {
-        Self::ready_for(&Shape {
-            delays: delays.to_vec(),
-            lease: Duration::from_secs(60),
-            retention: Duration::from_secs(7 * 24 * 3600),
-        })
-        .await
+        Self::ready_for(&usual(delays)).await
     }
 
     /// The same for workers with these settings.
     pub async fn ready_for(shape: &Shape) -> Ready {
-        let vhost = Broker::shared().vhost();
+        Self::ready_at(Broker::shared(), shape).await
+    }
+
+    /// The same as [`Vhost::ready`] on a broker of the test's own.
+    pub async fn ready_on(broker: &'static Broker, delays: &[Duration]) -> Ready {
+        Self::ready_at(broker, &usual(delays)).await
+    }
+
+    /// The same on a broker of the test's own for workers with these settings.
+    pub async fn ready_at(broker: &'static Broker, shape: &Shape) -> Ready {
+        let vhost = broker.vhost();
         let endpoint = Endpoint::new(&vhost.uri(), Duration::from_secs(10)).unwrap();
         let connection = endpoint.connect("test topology").await.unwrap();
         Topology::new(shape).declare(&connection).await.unwrap();

@@ -8,10 +8,11 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer, ErrorKind};
+use lapin::{Acker, Channel, Consumer, ErrorKind};
 use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -23,8 +24,11 @@ use crate::broker::session::Session;
 
 /// Records that may be on their way to the reader.
 const PREFETCH: u16 = 2000;
-/// So many records are acknowledged together.
+/// So many messages are acknowledged together.
 const ACKNOWLEDGED_TOGETHER: u32 = 500;
+/// A message is acknowledged after this time at the latest: a broker before 4.3 loses patience with a reader of a stream as
+/// with any other consumer, by default after half an hour, and closes its channel.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 /// How often the log tells how far the first reading has got.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// A record that the broker has confirmed, and that does not come while nothing else comes either, will not come.
@@ -121,12 +125,16 @@ async fn read(
     }
     let mut mark = ledger.mark();
     let mut expected = expected;
-    let mut unacknowledged = 0;
+    let mut unacknowledged = Unacknowledged::default();
     let mut records = 0_u64;
     let (mut heard, mut told) = (Instant::now(), Instant::now());
     loop {
         let delivery = tokio::select! {
             biased;
+            () = unacknowledged.due() => {
+                unacknowledged.acknowledge().await?;
+                continue;
+            }
             delivery = consumer.next() => delivery.ok_or(ReadError::Ended)??,
             written = &mut mark.written, if !mark.is_written => {
                 mark.is_written = written.is_ok();
@@ -148,11 +156,7 @@ async fn read(
         }
         ledger.take(offset, &delivery.data);
         records += 1;
-        unacknowledged += 1;
-        if unacknowledged >= ACKNOWLEDGED_TOGETHER {
-            delivery.acker.ack(BasicAckOptions { multiple: true }).await?;
-            unacknowledged = 0;
-        }
+        unacknowledged.add(delivery.acker);
         if !mark.is_read {
             if mark.read.try_recv().is_ok() {
                 mark.is_read = true;
@@ -215,6 +219,39 @@ async fn open(session: &Session, expected: Option<u64>) -> Result<(Channel, Cons
         .basic_consume(LEDGER_STREAM.into(), tag.as_str().into(), BasicConsumeOptions::default(), arguments)
         .await?;
     Ok((channel, consumer, kept))
+}
+
+/// Messages that were read and not acknowledged yet.
+#[derive(Default)]
+struct Unacknowledged {
+    count: u32,
+    /// The last one, and when the first one came.
+    last: Option<(Acker, Instant)>,
+}
+
+impl Unacknowledged {
+    fn add(&mut self, acker: Acker) {
+        let since = self.last.take().map_or_else(Instant::now, |(_, since)| since);
+        self.last = Some((acker, since));
+        self.count += 1;
+    }
+
+    /// Waits until they are to be acknowledged.
+    async fn due(&self) {
+        match &self.last {
+            None => std::future::pending().await,
+            Some(_) if self.count >= ACKNOWLEDGED_TOGETHER => {}
+            Some((_, since)) => tokio::time::sleep_until(*since + ACKNOWLEDGED_WITHIN).await,
+        }
+    }
+
+    async fn acknowledge(&mut self) -> Result<(), lapin::Error> {
+        self.count = 0;
+        if let Some((acker, _)) = self.last.take() {
+            acker.ack(BasicAckOptions { multiple: true }).await?;
+        }
+        Ok(())
+    }
 }
 
 /// About how many records the stream has.
