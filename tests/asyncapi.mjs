@@ -1,7 +1,7 @@
 // Holds the AsyncAPI document against the official schema of its version, and the message schemas inside it against
 // messages whose verdict is known. Reads one JSON object from the standard input:
 //
-//   {"asyncapi": {...}, "messages": [{"payload": "job" | "event", "what": "...", "document": ..., "valid": true}]}
+//   {"asyncapi": {...}, "messages": [{"payload": "job" | "event" | "command" | "answer", "what": "...", "document": ..., "valid": true}]}
 //
 // and prints what does not agree; exits 0 when all does. The modules come from $SPARK_RUNTIME_TEST_NODE_MODULES.
 
@@ -31,6 +31,7 @@ const spoilers = {
   'an unknown key': (document) => { document.surplus = 1; },
   'no title': (document) => { delete document.info.title; },
   'a wrong action': (document) => { document.operations.publishJob.action = 'publish'; },
+  'a reply to nowhere': (document) => { document.operations.sendCommand.reply.address = {}; },
   'a wrong kind of exchange': (document) => { document.channels.jobs.bindings.amqp.exchange.type = 'quorum'; },
   'a wrong security scheme': (document) => { document.components.securitySchemes.userPassword.type = 'none'; },
 };
@@ -49,7 +50,7 @@ addFormats(ajv);
 ajv.addVocabulary(['components']);
 ajv.addSchema({ components: asyncapi.components }, 'urn:document:asyncapi');
 const judges = new Map();
-for (const payload of ['job', 'event']) {
+for (const payload of ['job', 'event', 'command', 'answer']) {
   judges.set(payload, ajv.compile({ $ref: `urn:document:asyncapi#/components/schemas/${payload}/schema` }));
 }
 let agreed = 0;

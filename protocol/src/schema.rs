@@ -1,9 +1,9 @@
-//! What goes over the wire, written down for programs in any language: JSON Schema (2020-12) of the job and of the
-//! event, and an AsyncAPI 3.0 document of the exchanges.
+//! What goes over the wire, written down for programs in any language: JSON Schema (2020-12) of the job, of the event,
+//! of the command and of its answer, and an AsyncAPI 3.0 document of the exchanges.
 //!
 //! The documents lie in `protocol/schema/`. They are written by hand and held against the Rust types by tests: what
-//! [`Job::read`](crate::Job::read) takes passes the schema, what an [`Event`](crate::Event) becomes does too, and every
-//! list of words is the same. The Rust types decide; this module must not be asked whether a job can be run.
+//! [`Job::read`](crate::Job::read) and [`Command::read`](crate::command::Command::read) take passes the schema, what an
+//! [`Event`](crate::Event) becomes does too, and every list of words is the same. The Rust types decide; this module must not be asked whether a job can be run.
 
 use std::sync::LazyLock;
 
@@ -11,13 +11,17 @@ use serde_json::Value;
 
 const JOB: &str = include_str!("../schema/job.schema.json");
 const EVENT: &str = include_str!("../schema/event.schema.json");
-/// Refers to the two others by their file names.
+const COMMAND: &str = include_str!("../schema/command.schema.json");
+const ANSWER: &str = include_str!("../schema/answer.schema.json");
+/// Refers to the others by their file names.
 const ASYNCAPI: &str = include_str!("../schema/asyncapi.json");
 
 /// The schemas that the AsyncAPI document refers to: file name, place in the document, text.
-const PARTS: [(&str, &str, &str); 2] = [
+const PARTS: [(&str, &str, &str); 4] = [
     ("job.schema.json", "/components/schemas/job/schema", JOB),
     ("event.schema.json", "/components/schemas/event/schema", EVENT),
+    ("command.schema.json", "/components/schemas/command/schema", COMMAND),
+    ("answer.schema.json", "/components/schemas/answer/schema", ANSWER),
 ];
 
 static BUNDLE: LazyLock<Option<String>> = LazyLock::new(|| bundle().ok());
@@ -34,7 +38,19 @@ pub fn event() -> &'static str {
     EVENT
 }
 
-/// The AsyncAPI document of the service as its clients see it, as text; both schemas are inside.
+/// The JSON Schema of a command, as text.
+#[must_use]
+pub fn command() -> &'static str {
+    COMMAND
+}
+
+/// The JSON Schema of the answer to a command, as text.
+#[must_use]
+pub fn answer() -> &'static str {
+    ANSWER
+}
+
+/// The AsyncAPI document of the service as its clients see it, as text; all schemas are inside.
 #[must_use]
 pub fn asyncapi() -> &'static str {
     BUNDLE.as_deref().unwrap_or(ASYNCAPI)

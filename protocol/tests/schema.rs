@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command as Program, Stdio};
 
 use jsonschema::{Draft, Validator};
 use serde_json::{Map, Value, json};
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
+use spark_runtime_protocol::command::{self, Answer, Command, Standing, Verb};
 use spark_runtime_protocol::event::{
-    CONTENT_TYPE, Event, EventData, EventKind, Failure, FailureClass, Frame, JobResult, JobStatus,
+    CONTENT_TYPE, Digests, Event, EventData, EventKind, Failure, FailureClass, Frame, JobResult, JobStatus,
     ModelException, Phases, Resources, TraceContext,
 };
 use spark_runtime_protocol::job::INIT_KEY;
@@ -157,8 +158,8 @@ fn judged_jobs() -> Vec<(String, Value, bool)> {
 }
 
 #[test]
-fn both_schemas_are_schemas_of_2020_12() {
-    for text in [schema::job(), schema::event()] {
+fn every_schema_is_a_schema_of_2020_12() {
+    for text in [schema::job(), schema::event(), schema::command(), schema::answer()] {
         let schema = parsed(text);
         assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
         if let Err(error) = jsonschema::meta::validate(&schema) {
@@ -297,7 +298,7 @@ fn the_schemas_take_exactly_the_job_ids() {
     let long = "x".repeat(128);
     let too_long = "x".repeat(129);
     let ids = ["", "a", "A-1_b:c", "a.b", "a/b", "a b", "a\n", "\n", "\u{fc}", "*", "#", &long, &too_long];
-    for text in [schema::job(), schema::event()] {
+    for text in [schema::job(), schema::event(), schema::command(), schema::answer()] {
         let id = part(text, "/$defs/jobId");
         for candidate in ids {
             assert_eq!(id.is_valid(&json!(candidate)), JobId::new(candidate).is_ok(), "{candidate:?}");
@@ -351,6 +352,15 @@ fn every_list_of_words_is_the_one_of_the_rust_types() {
         json!(EventKind::ALL.map(EventKind::word))
     );
 
+    let (command, answer) = (parsed(schema::command()), parsed(schema::answer()));
+    let verbs = json!(Verb::ALL.map(Verb::word));
+    assert_eq!(command["properties"]["command"]["enum"], verbs);
+    assert_eq!(answer["properties"]["command"]["enum"], verbs);
+    assert_eq!(answer["properties"]["standing"]["enum"], json!(Standing::ALL.map(Standing::word)));
+    let endings: Vec<_> =
+        EventKind::ALL.into_iter().filter(|kind| kind.is_terminal()).map(EventKind::word).collect();
+    assert_eq!(answer["properties"]["ending"]["enum"], json!(endings));
+
     let source = job["$defs"]["sourceCode"]["properties"].as_object().unwrap();
     let named: BTreeSet<&str> =
         source.keys().map(String::as_str).filter(|key| key.ends_with("Function")).collect();
@@ -370,6 +380,13 @@ fn the_asyncapi_document_has_the_names_of_the_topology() {
     let address = events["address"].as_str().unwrap();
     assert_eq!(address.replace("{jobId}", "j").replace("{event}", "failed"), key);
     assert_eq!(document["components"]["messages"]["event"]["contentType"], CONTENT_TYPE);
+    let (commands, history) = (&document["channels"]["commands"], &document["channels"]["history"]);
+    assert_eq!(commands["address"], topology::COMMANDS_KEY);
+    assert_eq!(commands["bindings"]["amqp"]["exchange"]["name"], topology::COMMANDS_EXCHANGE);
+    assert_eq!(history["bindings"]["amqp"]["queue"]["name"], topology::HISTORY_STREAM);
+    for message in ["command", "answer"] {
+        assert_eq!(document["components"]["messages"][message]["contentType"], command::CONTENT_TYPE);
+    }
     let headers = document["components"]["schemas"]["jobHeaders"]["properties"].as_object().unwrap();
     let headers: Vec<&str> = headers.keys().map(String::as_str).collect();
     assert_eq!(headers, [topology::ATTEMPT_HEADER, "traceparent", "tracestate"]);
@@ -410,6 +427,11 @@ fn bare(kind: EventKind) -> Event {
             data.job_type = None;
             data.faults = Some(vec![Fault::new("", "is not JSON"), Fault::new("/a~1b/0", "is a number")]);
         }
+        EventKind::Conflict => {
+            (data.job_type, data.attempt) = (None, 0);
+            data.digests = Some(Digests { first: Digests::of(b"a"), this: Digests::of(b"b") });
+            data.message = Some("the id belongs to a job with another body".to_owned());
+        }
         _ => {}
     }
     if kind.is_terminal() {
@@ -418,7 +440,11 @@ fn bare(kind: EventKind) -> Event {
         data.job_messages = Some(Vec::new());
         data.job_end_time = Some(data.time.as_millisecond());
     }
-    Event::new(kind, "worker-1", &TraceContext::default(), data)
+    let mut event = Event::new(kind, "worker-1", &TraceContext::default(), data);
+    if let Some(digests) = &event.data.digests {
+        event.id = format!("{}/{}", event.id, digests.this);
+    }
+    event
 }
 
 /// An event of `kind` with everything that one of this kind can have.
@@ -491,6 +517,7 @@ fn an_event_that_says_too_little_or_contradicts_itself_does_not_pass() {
             EventKind::Failed => &["jobResult", "jobMessages", "jobEndTime", "failure"],
             EventKind::Cancelled => &["jobResult", "jobMessages", "jobEndTime"],
             EventKind::Rejected => &["jobResult", "jobMessages", "jobEndTime", "faults"],
+            EventKind::Conflict => &["digests", "message"],
             _ => &["jobType"],
         };
         required.extend(more.iter().map(|key| format!("/data/{key}")));
@@ -501,6 +528,12 @@ fn an_event_that_says_too_little_or_contradicts_itself_does_not_pass() {
                 changed.pointer_mut(parent).and_then(Value::as_object_mut).unwrap().shift_remove(key);
             assert!(removed.is_some(), "{kind} has no {place}");
             assert!(!validator.is_valid(&changed), "{kind} without {place}");
+        }
+        for attempt in [0, 1, 7] {
+            let mut changed = event.clone();
+            changed["data"]["attempt"] = json!(attempt);
+            let expected = (attempt == 0) == (kind == EventKind::Conflict);
+            assert_eq!(validator.is_valid(&changed), expected, "{kind} of attempt {attempt}");
         }
         for other in EventKind::ALL.into_iter().filter(|other| *other != kind) {
             let mut changed = event.clone();
@@ -538,6 +571,114 @@ fn whatever_passes_the_event_schema_is_read_by_a_rust_subscriber() {
     assert!(taken > 100 && refused > 1000, "{taken} taken, {refused} refused");
 }
 
+/// Everything that a command becomes when one thing is changed, with what the service says of it.
+fn judged_commands() -> Vec<(String, Value, bool)> {
+    let command: Value =
+        serde_json::from_slice(&Command::cancel(&JobId::new("nightly:1").unwrap()).encode()).unwrap();
+    let mut documents = mutations(&command, &other_values());
+    for key in ["attempt", "JobId", "reason", ""] {
+        let mut more = command.clone();
+        more[key] = json!("x");
+        documents.push((format!("with {key:?}"), more));
+    }
+    documents.push(("as it is".to_owned(), command));
+    let judge = |document: &Value| Command::read(document.to_string().as_bytes()).is_ok();
+    documents.into_iter().map(|(what, document)| (what, document.clone(), judge(&document))).collect()
+}
+
+/// Every answer that a worker can give.
+fn answers() -> Vec<(String, Value)> {
+    let command = Command::cancel(&JobId::new("nightly:1").unwrap());
+    let answer = |standing| Answer::new(&command, standing, "what happens next".to_owned());
+    let since = Some("2026-03-04T05:06:07Z".parse().unwrap());
+    let mut answers = Vec::new();
+    for standing in Standing::ALL {
+        match standing {
+            Standing::Unknown => answers.push(answer(standing)),
+            Standing::Waiting => answers.push(Answer { attempt: Some(1), ..answer(standing) }),
+            Standing::Running => {
+                let worker = Some("w".to_owned());
+                answers.push(Answer { attempt: Some(2), worker, since, ..answer(standing) });
+            }
+            Standing::Settled => {
+                for ending in EventKind::ALL.into_iter().filter(|kind| kind.is_terminal()) {
+                    let ending = Some(ending);
+                    answers.push(Answer { attempt: Some(2), since, ending, ..answer(standing) });
+                }
+            }
+            Standing::Refused => {
+                for body in
+                    ["", "[]", "{}", r#"{"command": "stop", "jobId": "a"}"#, r#"{"command": "cancel"}"#]
+                {
+                    answers.push(Answer::refused(Command::read(body.as_bytes()).unwrap_err()));
+                }
+            }
+        }
+    }
+    let named = answers.into_iter().map(|answer| {
+        (format!("{answer:?}"), serde_json::from_str(&serde_json::to_string(&answer).unwrap()).unwrap())
+    });
+    named.collect()
+}
+
+#[test]
+fn whatever_is_changed_in_a_command_the_schema_and_the_service_agree_on_it() {
+    let validator = validator(&parsed(schema::command()));
+    let (mut taken, mut refused) = (0, 0);
+    for (what, document, is_command) in judged_commands() {
+        let schema_faults = faults(&validator, &document);
+        assert_eq!(schema_faults.is_empty(), is_command, "{what}: {schema_faults:?}");
+        if is_command { taken += 1 } else { refused += 1 }
+    }
+    assert!(taken > 5 && refused > 50, "{taken} taken, {refused} refused");
+}
+
+#[test]
+fn every_answer_passes_its_schema_and_whatever_passes_is_read_by_a_rust_client() {
+    let validator = validator(&parsed(schema::answer()));
+    let others =
+        [json!(null), json!(true), json!(-1), json!(""), json!("x"), json!("settled"), json!([]), json!({})];
+    let (mut taken, mut refused) = (0, 0);
+    for (name, document) in answers() {
+        assert_eq!(faults(&validator, &document), [""; 0], "{name}");
+        for (what, changed) in mutations(&document, &others) {
+            if !validator.is_valid(&changed) {
+                refused += 1;
+                continue;
+            }
+            taken += 1;
+            if let Err(error) = serde_json::from_str::<Answer>(&changed.to_string()) {
+                panic!("{name} with {what}: {error}");
+            }
+        }
+    }
+    assert!(taken > 30 && refused > 300, "{taken} taken, {refused} refused");
+}
+
+#[test]
+fn an_answer_that_says_too_little_or_contradicts_itself_does_not_pass() {
+    let validator = validator(&parsed(schema::answer()));
+    let settled = json!({"command": "cancel", "jobId": "a", "standing": "settled", "attempt": 1, "ending": "failed", "message": "m"});
+    assert!(validator.is_valid(&settled));
+    for key in ["command", "jobId", "standing", "attempt", "ending", "message"] {
+        let mut changed = settled.clone();
+        changed.as_object_mut().unwrap().shift_remove(key);
+        assert!(!validator.is_valid(&changed), "without {key}");
+    }
+    for (key, value) in [
+        ("ending", json!("running")),
+        ("standing", json!("running")),
+        ("standing", json!("unknown")),
+        ("standing", json!("refused")),
+        ("faults", json!([{"pointer": "", "message": "m"}])),
+        ("attempt", json!(0)),
+    ] {
+        let mut changed = settled.clone();
+        changed[key] = value;
+        assert!(!validator.is_valid(&changed), "with another {key}: {changed}");
+    }
+}
+
 /// The AsyncAPI document against the official schema of AsyncAPI 3.0.0, and the schemas inside it, in the hands of
 /// another validator, over the same jobs and events.
 #[test]
@@ -561,10 +702,21 @@ fn the_asyncapi_document_is_one_and_its_schemas_give_the_same_verdicts() {
         }
         messages.push(message("event", &name, document, true));
     }
+    for (what, document, valid) in judged_commands() {
+        messages.push(message("command", &what, document, valid));
+    }
+    let answer = self::validator(&parsed(schema::answer()));
+    for (name, document) in answers() {
+        for (what, changed) in mutations(&document, &others) {
+            let valid = answer.is_valid(&changed);
+            messages.push(message("answer", &format!("{name} with {what}"), changed, valid));
+        }
+        messages.push(message("answer", &name, document, true));
+    }
     let count = messages.len();
     let input = json!({"asyncapi": parsed(schema::asyncapi()), "messages": messages});
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/asyncapi.mjs");
-    let mut node = Command::new("node")
+    let mut node = Program::new("node")
         .arg(script)
         .env("SPARK_RUNTIME_TEST_NODE_MODULES", modules)
         .stdin(Stdio::piped())

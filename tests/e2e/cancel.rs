@@ -46,6 +46,7 @@ struct Stranger {
     _connection: Connection,
     channel: Channel,
     answers: Consumer,
+    schema: jsonschema::Validator,
 }
 
 impl Stranger {
@@ -57,7 +58,9 @@ impl Stranger {
         let queue = "amq.rabbitmq.reply-to";
         let answers =
             channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await.unwrap();
-        Self { _connection: connection, channel, answers }
+        let schema: Value = serde_json::from_str(spark_runtime_protocol::schema::answer()).unwrap();
+        let schema = jsonschema::validator_for(&schema).unwrap();
+        Self { _connection: connection, channel, answers, schema }
     }
 
     async fn say(&self, body: &[u8], properties: BasicProperties) {
@@ -74,11 +77,15 @@ impl Stranger {
         self.say(body, properties).await;
     }
 
+    /// The next answer, which has to be as its schema says.
     async fn answer(&mut self) -> (String, Value) {
         let answer = tokio::time::timeout(PATIENCE, self.answers.next()).await.unwrap();
         let answer = answer.unwrap().unwrap();
         let correlation = answer.properties.correlation_id().as_ref().unwrap().to_string();
-        (correlation, serde_json::from_slice(&answer.data).unwrap())
+        let answer: Value = serde_json::from_slice(&answer.data).unwrap();
+        let faults: Vec<_> = self.schema.iter_errors(&answer).map(|error| error.to_string()).collect();
+        assert!(faults.is_empty(), "{answer}: {faults:?}");
+        (correlation, answer)
     }
 }
 

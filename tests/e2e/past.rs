@@ -336,4 +336,9 @@ async fn submit_ends_at_a_conflict_about_its_own_job_and_watch_goes_on() {
     assert_eq!(called.code, Some(0), "{called:?}");
     assert!(called.out.lines().any(|line| line.contains(" c conflict: the id belongs to")), "{called:?}");
     place.queue_has("spark.dead", 2).await;
+    let conflict = serde_json::to_value(place.heard("c", &[EventKind::Conflict]).await).unwrap();
+    let schema: Value = serde_json::from_str(spark_runtime_protocol::schema::event()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let faults: Vec<_> = validator.iter_errors(&conflict).map(|error| error.to_string()).collect();
+    assert!(faults.is_empty(), "{conflict}: {faults:?}");
 }

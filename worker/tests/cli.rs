@@ -393,7 +393,7 @@ fn every_verb_has_help() {
     Usage: spark-runtime schema [OPTIONS] <WHAT>
 
     Arguments:
-      <WHAT>  The job or the event (JSON Schema), or the exchanges and messages (AsyncAPI) [possible values: job, event, asyncapi]
+      <WHAT>  The job, the event, the command or its answer (JSON Schema), or the exchanges and messages (AsyncAPI) [possible values: job, event, command, answer, asyncapi]
 
     Options:
       -h, --help  Print help
@@ -915,7 +915,7 @@ fn new_refuses_what_would_be_no_job() {
 #[test]
 fn the_schemas_are_printed_as_json() {
     let place = Place::new();
-    for what in ["job", "event", "asyncapi"] {
+    for what in ["job", "event", "command", "answer", "asyncapi"] {
         let ended = place.run(&["schema", what]);
         assert_eq!(ended.code, 0, "{ended}");
         assert!(serde_json::from_str::<Value>(&ended.stdout).unwrap().is_object(), "{what}");

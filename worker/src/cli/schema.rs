@@ -8,7 +8,7 @@ use super::{CliError, Exit, output};
 /// Arguments of `schema`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The job or the event (JSON Schema), or the exchanges and messages (AsyncAPI).
+    /// The job, the event, the command or its answer (JSON Schema), or the exchanges and messages (AsyncAPI).
     what: What,
 }
 
@@ -16,6 +16,8 @@ pub(super) struct Args {
 enum What {
     Job,
     Event,
+    Command,
+    Answer,
     Asyncapi,
 }
 
@@ -23,6 +25,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     let text = match args.what {
         What::Job => schema::job(),
         What::Event => schema::event(),
+        What::Command => schema::command(),
+        What::Answer => schema::answer(),
         What::Asyncapi => schema::asyncapi(),
     };
     output::line(text.trim_end())?;
