@@ -369,6 +369,8 @@ async fn what_is_none_of_the_ledgers_is_skipped_and_never_a_claim() {
             )
             .await
             .unwrap()
+            .await
+            .unwrap();
     };
     for body in before {
         publish(body).await;
