@@ -8,7 +8,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -700,36 +702,32 @@ async fn a_disk_that_does_not_answer_holds_up_its_own_launch_alone_and_saves_not
         Launch { directory: disk.place.clone(), ..good() },
         Launch { stdout: disk.place.join("stdout"), ..good() },
     ] {
-        let launching = || {
-            let (guard, launch) = (guard.clone(), hanging.clone());
-            tokio::spawn(async move { guard.launch(launch).await.map(drop) })
-        };
-        let given_up = launching();
+        let mut given_up = begun(guard.launch(hanging.clone())).await;
         until(|| !children(pid_of(&guard)).is_empty(), || "no shim came".into());
-        let hung = children(pid_of(&guard));
+        let hung = children(pid_of(&guard))[0];
         assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "others go on");
-        assert!(!given_up.is_finished() && alive(hung[0]));
-        given_up.abort();
-        until(|| !alive(hung[0]), || "the launch that was given up stayed".into());
+        assert!(is_pending(&mut given_up).await && alive(hung));
+        drop(given_up);
+        until(|| !alive(hung), || "the launch that was given up stayed".into());
 
-        let fenced = launching();
+        let fenced = begun(guard.launch(hanging)).await;
         assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "others go on");
         guard.alive_until(Some(BootTime::now()));
-        assert!(matches!(in_time(fenced).await.unwrap(), Err(LaunchError::GuardLost { .. })));
+        assert!(matches!(in_time(fenced).await, Err(LaunchError::GuardLost { .. })));
         until(|| children(pid_of(&guard)).is_empty(), || "the launch that was fenced stayed".into());
         guard.alive_until(None);
     }
 
     let launch = Launch { program: disk.place.join("program"), ..good() };
-    let orphaned = tokio::spawn({
-        let guard = guard.clone();
-        async move { guard.launch(launch).await.map(drop) }
-    });
+    let orphaned = begun(guard.launch(launch)).await;
     assert_eq!(scene.run(&guard, "exit 3").await.status, ExitStatus::Code(3), "others go on");
     signal(pid_of(&guard), Signal::SIGKILL);
-    assert!(matches!(in_time(orphaned).await.unwrap(), Err(LaunchError::GuardLost { .. })));
+    assert!(matches!(in_time(orphaned).await, Err(LaunchError::GuardLost { .. })));
     in_time(guard.lost()).await;
-    assert_eq!(children(std::process::id().cast_signed()), Vec::<i32>::new());
+    // Guards of other tests may still be there.
+    let mut left = children(std::process::id().cast_signed());
+    left.retain(|pid| status(*pid, "Name").is_some_and(|name| name == "spark-shim"));
+    assert!(left.is_empty(), "{:?}", describe(&left));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -871,16 +869,14 @@ async fn what_a_stopped_guard_does_not_take_reaches_it_in_turn_when_it_goes_on()
 }
 
 /// Polls a future once, which must not be enough for it.
-async fn begun<'a, T>(
-    future: impl Future<Output = T> + 'a,
-) -> std::pin::Pin<Box<dyn Future<Output = T> + 'a>> {
+async fn begun<T>(future: impl Future<Output = T>) -> Pin<Box<impl Future<Output = T>>> {
     let mut future = Box::pin(future);
-    tokio::select! {
-        biased;
-        _ = &mut future => panic!("it was done at once"),
-        () = std::future::ready(()) => {}
-    }
+    assert!(is_pending(&mut future).await, "it was done at once");
     future
+}
+
+async fn is_pending<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

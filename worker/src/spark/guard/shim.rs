@@ -155,11 +155,7 @@ impl<'a> Shim<'a> {
     fn live(&mut self) -> io::Result<()> {
         while let Some((id, not_after, texts)) = self.next_launch()? {
             let result = match texts.map_err(|error| (Step::Decode, errno_of(&error))) {
-                // As late as can be: whoever decided on the launch may have stood still since.
-                Ok(_) if not_after.is_some_and(|moment| BootTime::now() >= moment) => {
-                    Err((Step::Fenced, libc::ECANCELED))
-                }
-                Ok(texts) => self.start(id, &texts),
+                Ok(texts) => self.start(id, not_after, &texts),
                 Err(failure) => Err(failure),
             };
             let ended = match result {
@@ -176,7 +172,7 @@ impl<'a> Shim<'a> {
         Ok(())
     }
 
-    /// Waits for the next launch; gives its id, the moment from which on it is not to be, and its texts. `None` when the guard is gone or lets this shim go.
+    /// Waits for the next launch. `None` when the guard is gone or lets this shim go.
     fn next_launch(&mut self) -> io::Result<Option<NextLaunch>> {
         loop {
             let Some(control) = &self.control else { return Ok(None) };
@@ -200,7 +196,7 @@ impl<'a> Shim<'a> {
     }
 
     /// Starts the program, and says that it runs.
-    fn start(&mut self, id: u64, texts: &[u8]) -> Result<Tree, (Step, i32)> {
+    fn start(&mut self, id: u64, not_after: Option<BootTime>, texts: &[u8]) -> Result<Tree, (Step, i32)> {
         let at = |step: Step| move |error: io::Error| (step, errno_of(&error));
         let launch = LaunchView::of(texts).ok_or((Step::Decode, libc::EBADMSG))?;
         let log = |path: &CStr| Log::create(Path::new(OsStr::from_bytes(path.to_bytes())), launch.log_limit);
@@ -222,6 +218,7 @@ impl<'a> Shim<'a> {
             stderr: stderr_end.as_fd(),
             shim: Pid::this(),
             control: self.control.as_ref().map(AsFd::as_fd),
+            not_after,
             oom_score: self.surroundings.oom_score.as_deref(),
             failure: None,
         };
@@ -496,6 +493,7 @@ struct NewProcess<'a> {
     stderr: BorrowedFd<'a>,
     shim: Pid,
     control: Option<BorrowedFd<'a>>,
+    not_after: Option<BootTime>,
     oom_score: Option<&'a str>,
     /// Why there was no `exec`.
     failure: Option<(Step, i32)>,
@@ -538,7 +536,7 @@ impl NewProcess<'_> {
         unistd::dup2_stderr(self.stderr).map_err(at(Step::Child))?;
         unistd::chdir(self.directory).map_err(at(Step::Directory))?;
         process::give_signals_back().map_err(at(Step::Child))?;
-        // Whatever came before may have stood still for long, on a disk that did not answer.
+        // As late as can be: whatever came before may have stood still for long, as on a disk that did not answer.
         if let Some(step) = self.called_off() {
             return Err((step, libc::ECANCELED));
         }
@@ -549,8 +547,12 @@ impl NewProcess<'_> {
         Err((Step::Exec, Errno::last_raw()))
     }
 
-    /// Whether the guard has said meanwhile that the program is not to run, or is gone. The shim reads it later.
+    /// Whether the program is not to run any more: its moment has passed, or the guard has said so or is gone. What the
+    /// guard has said is left for the shim to read.
     fn called_off(&self) -> Option<Step> {
+        if self.not_after.is_some_and(|moment| BootTime::now() >= moment) {
+            return Some(Step::Fenced);
+        }
         let mut order = [0];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         match recv(self.control?.as_raw_fd(), &mut order, flags) {
