@@ -409,6 +409,36 @@ async fn commands_of_whoever_waits_for_no_answer_or_for_one_at_an_odd_place_are_
 }
 
 #[tokio::test]
+async fn cancel_and_status_need_no_more_rights_than_their_own() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    let worker = Worker::start(&place.vhost.uri(), &[RETRY]);
+    worker.logged("the ledger has been read").await;
+    let as_user = |name: &str, write: &str, read: &str| {
+        let user = format!("{name}-{}", uuid::Uuid::new_v4().simple());
+        let broker = place.vhost.broker();
+        broker.http("PUT", &format!("/api/users/{user}"), Some(&json!({"password": "p", "tags": ""})));
+        let rights = json!({"configure": "^$", "write": write, "read": read});
+        place.vhost.http("PUT", &format!("/api/permissions/{{}}/{user}"), Some(&rights));
+        let uri = place.vhost.uri();
+        format!("amqp://{user}:p@{}", uri.split_once('@').unwrap().1)
+    };
+    let canceller = as_user("canceller", "^spark\\.commands$", "^$");
+    let reader = as_user("reader", "^$", "^spark\\.(ledger|history)$");
+    let called = call(&canceller, &[], &["cancel", "x"]).await;
+    assert_eq!(called.code, Some(0), "{called:?}");
+    assert!(called.out.starts_with("no worker has taken the job yet"), "{called:?}");
+    place.publish("x", text("x", &["complete"])).await;
+    assert_cancelled(&place.end_of("x").await);
+    let called = call(&reader, &[], &["status", "x", "--json"]).await;
+    assert_eq!((called.code, &called.json()["ending"]), (Some(0), &json!("cancelled")), "{called:?}");
+    assert_eq!(call(&reader, &[], &["jobs"]).await.code, Some(0));
+    for (uri, arguments) in [(&reader, ["cancel", "x"]), (&canceller, ["status", "x"])] {
+        let called = call(uri, &[], &arguments).await;
+        assert_eq!(called.code, Some(77), "{called:?}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_topology_cancel_says_what_to_do() {
     let vhost = spark_runtime_tests::broker::Broker::shared().vhost();
     let called = call(&vhost.uri(), &[], &["cancel", "x"]).await;

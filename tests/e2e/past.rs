@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use spark_runtime_protocol::connect::Endpoint;
@@ -197,7 +197,7 @@ async fn an_end_in_the_history_that_the_ledger_does_not_know_does_not_count() {
     let endpoint = Endpoint::new(&place.vhost.uri(), Duration::from_secs(10)).unwrap();
     let connection = endpoint.connect("forger").await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    channel.confirm_select(Default::default()).await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     for attempt in [1, 2] {
         let end = forged_end("x", attempt);
         let properties = BasicProperties::default()
@@ -243,6 +243,50 @@ async fn an_end_is_known_as_soon_as_it_was_published_however_much_is_written_mea
         assert!(ids(&list).contains(&id.as_str()), "{id}: {list}");
     }
     others.abort();
+}
+
+#[tokio::test]
+async fn all_that_the_broker_had_confirmed_counts_also_when_it_came_in_one_burst() {
+    let place = Vhost::ready(&DELAYS).await;
+    let endpoint = Endpoint::new(&place.vhost.uri(), Duration::from_secs(10)).unwrap();
+    let connection = endpoint.connect("writer").await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let now = jiff::Timestamp::now().as_millisecond();
+    let mut offset = 0_u64;
+    let mut expected = 0;
+    for round in 0..4 {
+        // As a worker writes them that takes and ends many jobs in a moment; a claim is known by its place.
+        let mut records = vec![json!({"renew": {"name": "w", "lease_ms": 60_000}})];
+        for number in 0..300 {
+            let job = format!("r{round}-{number}");
+            let claim = (offset + records.len() as u64) << 8;
+            records.push(
+                json!({"claim": {"job": job, "digest": "44136fa355b3678a", "terms": "free", "at": now}}),
+            );
+            records.push(json!({"settle": {"job": job, "claim": claim, "end": "completed", "at": now}}));
+            expected += 1;
+        }
+        let mut confirmations = Vec::new();
+        for record in records {
+            let entry = json!({
+                "version": 1, "instance": "00000000000000aa", "sequence": offset, "records": [record]
+            });
+            offset += 1;
+            let (body, properties) = (entry.to_string(), BasicProperties::default().with_delivery_mode(2));
+            let options = BasicPublishOptions::default();
+            let published =
+                channel.basic_publish("spark.ledger".into(), "".into(), options, body.as_bytes(), properties);
+            confirmations.push(published.await.unwrap());
+        }
+        for confirmation in confirmations {
+            confirmation.await.unwrap();
+        }
+        let list = ask(&place, &["jobs", "--json", "--state", "completed", "--limit", "1"]).await.json();
+        assert_eq!((&list["all"], ids(&list)), (&json!(expected), vec![format!("r{round}-299").as_str()]));
+        let last = status(&place, &format!("r{round}-299")).await;
+        assert_eq!((&last["ending"], &last["worker"]), (&json!("completed"), &json!("w")), "{last}");
+    }
 }
 
 #[tokio::test]

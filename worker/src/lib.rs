@@ -27,6 +27,9 @@
 //! *sent* the last renewal that it has read back. Others take a job over only when they have heard nothing of its owner for
 //! a whole lease. So there is no moment at which both run it, whoever is stopped, cut off or late.
 //!
+//! **Commands** ([`job::command`]) are carried out by writing them into the ledger: whoever works on the job is told when
+//! he reads the record, and whoever gets the job later finds it there.
+//!
 //! **Processes** are never children of the worker but of a **guard** ([`spark::guard`]), which kills them when the
 //! worker is gone or does not answer. The driver tells over a socket what happened; its output is only kept.
 //!

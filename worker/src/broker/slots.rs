@@ -28,6 +28,8 @@ use super::session::Session;
 use crate::job::settle::Settled;
 use crate::job::{Stop, StopReason, Stopper};
 
+/// How long what waits in a queue may keep other things from beginning.
+const FIRST_THINGS: Duration = Duration::from_secs(30);
 /// How long the broker may take to open a channel and a consumer.
 const OPENING: Duration = Duration::from_secs(30);
 
@@ -134,28 +136,33 @@ impl<H: Handler> Slots<H> {
     }
 
     /// Handles what waits in the queue, one message after the other, until nothing waits any more or the worker leaves: for
-    /// what has to be done before something else begins.
+    /// what has to be done before something else begins. That must begin all the same when this takes too long.
     pub async fn handle_waiting(&self) {
-        let mut sessions = self.sessions.clone();
         let mut leaving = self.leaving.clone();
+        tokio::select! {
+            () = is_leaving(&mut leaving) => {}
+            handled = tokio::time::timeout(FIRST_THINGS, self.keep_getting()) => {
+                if handled.is_err() {
+                    tracing::warn!(queue = self.queue, "what waits in the queue takes too long; other things begin");
+                }
+            }
+        }
+    }
+
+    async fn keep_getting(&self) {
+        let mut sessions = self.sessions.clone();
         let mut backoff = Backoff::default();
         loop {
-            let handled = async {
-                let session =
-                    sessions.wait_for(Option::is_some).await.ok().and_then(|session| session.clone());
-                match session {
-                    Some(session) => self.get_all(&session).await,
-                    // Nobody connects any more.
-                    None => Ok(()),
-                }
-            };
-            let handled = tokio::select! {
-                biased;
-                () = is_leaving(&mut leaving) => return,
-                handled = handled => handled,
-            };
-            let Err(error) = handled else { return };
+            let session = sessions.wait_for(Option::is_some).await.ok().and_then(|session| session.clone());
+            // Nobody connects any more.
+            let Some(session) = session else { return };
+            let Err(error) = self.get_all(&session).await else { return };
             tracing::warn!(%error, queue = self.queue, "what waits in the queue could not be handled; trying again");
+            if is_missing(&error)
+                && let Err(error) = session.declare().await
+            {
+                tracing::warn!(%error, queue = self.queue, "the queue is missing and cannot be declared");
+            }
             backoff.wait().await;
         }
     }
