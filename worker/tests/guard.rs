@@ -978,7 +978,8 @@ async fn processes_that_fork_on_and_on_do_not_outrun_the_kill() {
     until(|| hops() > 500, || format!("{} hops", hops()));
     running.kill();
     let exit = in_time(running.exited()).await;
-    assert_eq!(exit.status, ExitStatus::Signal(9));
+    // On a machine that has more to do the shim may need longer than its guard's patience; then the guard ends both.
+    assert!([ExitStatus::Signal(9), ExitStatus::Lost].contains(&exit.status), "{:?}", exit.status);
     scene.nothing_is_left();
     // One that was missed would be too quick to be seen, but not too quick to leave a trace.
     let before = hops();
