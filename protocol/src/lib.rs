@@ -15,6 +15,7 @@ pub mod event;
 pub mod job;
 pub mod json;
 pub mod schema;
+pub mod tls;
 pub mod topology;
 
 pub use event::{Event, EventKind};

@@ -14,3 +14,4 @@ mod ownership;
 mod past;
 mod spark;
 mod time_out;
+mod tls;

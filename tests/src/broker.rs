@@ -217,6 +217,12 @@ impl Broker {
         self.setting("AMQP_PORT").parse().unwrap()
     }
 
+    /// The port for AMQP over TLS, when it was started with certificates.
+    #[must_use]
+    pub fn tls_port(&self) -> u16 {
+        self.setting("AMQPS_PORT").parse().unwrap()
+    }
+
     /// The address of its first virtual host by way of a port, with user and password.
     #[must_use]
     pub fn uri_at(&self, port: impl std::fmt::Display) -> String {
@@ -328,6 +334,19 @@ impl Vhost {
     pub fn uri_at(&self, port: u16) -> String {
         let (user, password) = (self.broker.setting("HTTP_USER"), self.broker.setting("HTTP_PASSWORD"));
         format!("amqp://{user}:{password}@127.0.0.1:{port}/{}", self.name)
+    }
+
+    /// The address over TLS, for a broker that was started with certificates.
+    #[must_use]
+    pub fn tls_uri(&self, host: &str) -> String {
+        self.tls_uri_at(host, self.broker.tls_port())
+    }
+
+    /// The same by way of another port.
+    #[must_use]
+    pub fn tls_uri_at(&self, host: &str, port: impl std::fmt::Display) -> String {
+        let (user, password) = (self.broker.setting("HTTP_USER"), self.broker.setting("HTTP_PASSWORD"));
+        format!("amqps://{user}:{password}@{host}:{port}/{}", self.name)
     }
 
     /// The broker that it is on.

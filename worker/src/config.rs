@@ -24,6 +24,7 @@ use bytesize::ByteSize;
 use jiff::SignedDuration;
 use serde_json::{Value as Json, json};
 use spark_runtime_protocol::connect::{Endpoint, EndpointError};
+use spark_runtime_protocol::tls::{Certificates, OwnCertificate};
 use spark_runtime_protocol::topology::Shape;
 
 /// The file that is read when no other is named, if it is there.
@@ -121,6 +122,28 @@ pub static SETTINGS: &[Setting] = &[
         "",
         "A file that holds the broker's password and nothing else. It takes the place of the password in `broker.uri`. A \
          worker reads it when it starts.",
+    ),
+    setting(
+        "broker.ca_file",
+        Kind::Path,
+        "",
+        "The certificates of the authorities that may vouch for the broker, in PEM, for an `amqps://` address. Without it \
+         those that the machine trusts, or that the variables `SSL_CERT_FILE` and `SSL_CERT_DIR` name. This file and the \
+         next two are read for every connection, so that they can be renewed under a running worker.",
+    ),
+    setting(
+        "broker.certificate_file",
+        Kind::Path,
+        "",
+        "The certificate to show to a broker that asks its clients for one, in PEM, followed by those between it and the \
+         authority. With `auth_mechanism=external` in `broker.uri`, and where the broker takes that, it stands for the user \
+         and the password.",
+    ),
+    setting(
+        "broker.key_file",
+        Kind::Path,
+        "",
+        "The private key of `broker.certificate_file`, in PEM and not encrypted.",
     ),
     setting(
         "broker.heartbeat",
@@ -384,6 +407,8 @@ pub struct BrokerSettings {
     pub uri: Secret,
     /// Where the password is, when it is not in the address.
     pub password_file: Option<PathBuf>,
+    /// The certificates of connections over TLS.
+    pub certificates: Certificates,
     /// How often both sides show that they are there.
     pub heartbeat: Duration,
     /// How long the broker may take to confirm a message.
@@ -587,6 +612,7 @@ impl Settings {
             broker: BrokerSettings {
                 uri: Secret(reader.text("broker.uri")),
                 password_file: reader.path("broker.password_file"),
+                certificates: certificates(reader),
                 heartbeat: reader.span("broker.heartbeat"),
                 publish_timeout: reader.span("broker.publish_timeout"),
             },
@@ -640,6 +666,16 @@ impl Settings {
                     .to_owned(),
             ));
         }
+        let endpoint = Endpoint::new(settings.broker.uri.expose(), settings.broker.heartbeat);
+        let is_over_tls = endpoint.is_ok_and(|endpoint| endpoint.is_over_tls());
+        if faults.is_empty() && !is_over_tls && settings.broker.certificates != Certificates::default() {
+            // Whoever names certificates does not want his password to travel in the clear.
+            faults.push(SettingFault(
+                "`broker.ca_file`, `broker.certificate_file` and `broker.key_file` are for an amqps:// address, and \
+                 `broker.uri` is none"
+                    .to_owned(),
+            ));
+        }
         if faults.is_empty() { Ok(settings) } else { Err(SettingsError::Faults(faults)) }
     }
 
@@ -665,7 +701,8 @@ impl Settings {
     /// # Errors
     /// [`SettingsError::PasswordFile`], [`SettingsError::Address`].
     pub fn endpoint(&self) -> Result<Endpoint, SettingsError> {
-        Ok(Endpoint::new(self.address()?.expose(), self.broker.heartbeat)?)
+        let endpoint = Endpoint::new(self.address()?.expose(), self.broker.heartbeat)?;
+        Ok(endpoint.with_certificates(self.broker.certificates.clone()))
     }
 
     /// The broker's address with the password of `broker.password_file` when there is one.
@@ -678,6 +715,21 @@ impl Settings {
             .map_err(|source| SettingsError::PasswordFile { path: path.clone(), source })?;
         Ok(Secret(with_password(self.broker.uri.expose(), &password)))
     }
+}
+
+/// The certificates by the settings; one's own is nothing without its key.
+fn certificates(reader: &Reader<'_>) -> Certificates {
+    let own = match (reader.path("broker.certificate_file"), reader.path("broker.key_file")) {
+        (Some(chain), Some(key)) => Some(OwnCertificate { chain, key }),
+        (None, None) => None,
+        _ => {
+            reader.faults.borrow_mut().push(SettingFault(
+                "`broker.certificate_file` and `broker.key_file` go together; set both or neither".to_owned(),
+            ));
+            None
+        }
+    };
+    Certificates { authorities: reader.path("broker.ca_file"), own }
 }
 
 fn number(count: u64) -> usize {
@@ -1645,6 +1697,19 @@ mod tests {
         assert_eq!(settings.spark.policy, None);
         let settings = of_overrides(&["spark.python=bin/python3"]).unwrap();
         assert_eq!(settings.spark.python, Some(std::env::current_dir().unwrap().join("bin/python3")));
+    }
+
+    #[test]
+    fn certificates_are_for_tls_alone_and_ones_own_comes_with_its_key() {
+        let tls = "broker.uri=amqps://h/%2f";
+        let all = ["broker.ca_file=/c", "broker.certificate_file=/d", "broker.key_file=/e"];
+        let settings = of_overrides(&[&[tls], &all[..]].concat()).unwrap();
+        assert!(settings.endpoint().unwrap().is_over_tls());
+        assert_eq!(settings.broker.certificates.own.unwrap().key, Path::new("/e"));
+        let error = of_overrides(&[tls, all[1]]).unwrap_err().to_string();
+        assert!(error.contains("go together"), "{error}");
+        let error = of_overrides(&[all[0]]).unwrap_err().to_string();
+        assert!(error.contains("are for an amqps:// address"), "{error}");
     }
 
     #[test]

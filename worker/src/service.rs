@@ -258,7 +258,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         program: None,
         arguments: vec![leave::VERB.into()],
         environment: certificates(),
-        input: leave::Obituary::new(address, settings.broker.heartbeat, ledger.instance()).encode(),
+        input: leave::Obituary::new(address, &settings.broker, ledger.instance()).encode(),
         // Then others take the jobs over without it.
         patience: settings.ledger.lease,
     };

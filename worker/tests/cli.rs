@@ -130,7 +130,7 @@ fn help_tells_the_verbs_and_the_exit_codes() {
        70  a fault of the program or of the machine
        73  an output cannot be written
        76  the broker's exchanges or queues are not as they have to be
-       77  the broker refuses the user, the password or the right
+       77  the broker refuses the user, the password or the right, or its certificate is not trusted
        78  the settings are wrong
       130  interrupted; a job that was submitted goes on
     ");
@@ -683,6 +683,9 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     stdout:
     broker.uri = amqp://user:***@host:5672/%2f     (x.toml)
     broker.password_file =                         (default)
+    broker.ca_file =                               (default)
+    broker.certificate_file =                      (default)
+    broker.key_file =                              (default)
     broker.heartbeat = 10s                         (default)
     broker.publish_timeout = 30s                   (default)
     worker.name =                                  (default)

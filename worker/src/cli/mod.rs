@@ -193,7 +193,9 @@ impl Exit {
             Self::Internal => "a fault of the program or of the machine",
             Self::Unwritable => "an output cannot be written",
             Self::Topology => "the broker's exchanges or queues are not as they have to be",
-            Self::Refused => "the broker refuses the user, the password or the right",
+            Self::Refused => {
+                "the broker refuses the user, the password or the right, or its certificate is not trusted"
+            }
             Self::Configuration => "the settings are wrong",
             Self::Interrupted => "interrupted; a job that was submitted goes on",
         }
@@ -332,7 +334,8 @@ impl CliError {
 fn of_connect(error: &ConnectError) -> Exit {
     match error {
         ConnectError::Unreachable { .. } => Exit::Unavailable,
-        ConnectError::Refused { .. } => Exit::Refused,
+        ConnectError::Refused { .. } | ConnectError::Untrusted { .. } => Exit::Refused,
+        ConnectError::Certificates(_) => Exit::Configuration,
     }
 }
 

@@ -13,10 +13,12 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Confirmation};
 use serde::{Deserialize, Serialize};
 use spark_runtime_protocol::connect::Endpoint;
+use spark_runtime_protocol::tls::Certificates;
 use spark_runtime_protocol::topology::LEDGER_EXCHANGE;
 
 use super::record::{Entry, InstanceId, Record};
 use crate::broker::backoff::Backoff;
+use crate::config::BrokerSettings;
 
 /// The first argument by which the program knows that it is to do this.
 pub const VERB: &str = "leave";
@@ -30,6 +32,7 @@ const CONFIRM_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Obituary {
     /// The broker's address, with the password.
     uri: String,
+    certificates: Certificates,
     heartbeat: Duration,
     instance: InstanceId,
 }
@@ -46,10 +49,10 @@ enum LeaveError {
 }
 
 impl Obituary {
-    /// For an instance of which the broker is at `uri`.
+    /// For an instance of which the broker is at `uri`, which has the password.
     #[must_use]
-    pub fn new(uri: String, heartbeat: Duration, instance: InstanceId) -> Self {
-        Self { uri, heartbeat, instance }
+    pub fn new(uri: String, broker: &BrokerSettings, instance: InstanceId) -> Self {
+        Self { uri, certificates: broker.certificates.clone(), heartbeat: broker.heartbeat, instance }
     }
 
     /// As it is given on the standard input.
@@ -68,6 +71,7 @@ pub fn leave_main() -> std::process::ExitCode {
     };
     let said = obituary.and_then(|obituary| {
         let endpoint = Endpoint::new(&obituary.uri, obituary.heartbeat).map_err(std::io::Error::other)?;
+        let endpoint = endpoint.with_certificates(obituary.certificates);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(say(&endpoint, obituary.instance));
         Ok(())
