@@ -37,6 +37,7 @@ use crate::command::{self, Answer, Command};
 use crate::connect::{ConnectError, Endpoint};
 use crate::event::{Event, TraceContext};
 use crate::job::JobId;
+use crate::rights::{Doing, MissingRight};
 use crate::topology::{COMMANDS_EXCHANGE, COMMANDS_KEY, JOBS_EXCHANGE, JOBS_KEY, RESULTS_EXCHANGE};
 
 /// The queue, one for each channel, that the broker keeps for answers alone; it needs no declaring and no right.
@@ -83,6 +84,9 @@ pub enum ClientError {
     /// An exchange is missing.
     #[error("the broker has no {0}; run `spark-runtime topology declare`")]
     Missing(String),
+    /// The user lacks a right.
+    #[error("the broker refuses us: {0}")]
+    Forbidden(MissingRight),
     /// A message on the results exchange is no event.
     #[error("a message on {RESULTS_EXCHANGE} is no event: {0}")]
     NoEvent(#[from] serde_json::Error),
@@ -239,7 +243,8 @@ impl Client {
         let channel = self.connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
+        let queue = channel.queue_declare("".into(), options, FieldTable::default()).await;
+        let queue = queue.map_err(|error| explained(error, Doing::DeclareQueue))?;
         channel
             .queue_bind(
                 queue.name().clone(),
@@ -249,7 +254,7 @@ impl Client {
                 FieldTable::default(),
             )
             .await
-            .map_err(missing)?;
+            .map_err(|error| explained(error, Doing::Bind))?;
         let consumer = channel
             .basic_consume(
                 queue.name().clone(),
@@ -257,7 +262,8 @@ impl Client {
                 BasicConsumeOptions::default(),
                 FieldTable::default(),
             )
-            .await?;
+            .await
+            .map_err(|error| explained(error, Doing::Consume))?;
         Ok(Subscription { _channel: channel, consumer, seen: HashSet::new(), order: VecDeque::new() })
     }
 
@@ -292,7 +298,7 @@ async fn publish(
     let confirmation = tokio::time::timeout(CONFIRM_PATIENCE, async { published.await?.await })
         .await
         .map_err(|_| ClientError::Unconfirmed(what))?
-        .map_err(missing)?;
+        .map_err(|error| explained(error, Doing::Publish))?;
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) => {
@@ -302,7 +308,10 @@ async fn publish(
     }
 }
 
-fn missing(error: lapin::Error) -> ClientError {
+fn explained(error: lapin::Error, doing: Doing) -> ClientError {
+    if let Some(right) = MissingRight::of(&error, doing) {
+        return ClientError::Forbidden(right);
+    }
     if let ErrorKind::ProtocolError(amqp) = error.kind()
         && amqp.get_id() == 404
     {

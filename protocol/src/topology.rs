@@ -22,6 +22,9 @@ use std::time::Duration;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use serde_json::{Map, Value, json};
+
+use crate::rights::{Doing, MissingRight};
 
 /// Jobs are published here, with the routing key [`JOBS_KEY`].
 pub const JOBS_EXCHANGE: &str = "spark.jobs";
@@ -120,6 +123,14 @@ impl Argument {
             Self::Number(number) => AMQPValue::LongLongInt(*number),
         }
     }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::Word(word) => json!(word),
+            Self::Text(text) => json!(text),
+            Self::Number(number) => json!(number),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -167,6 +178,8 @@ pub struct Difference {
     pub what: String,
     /// What differs and what to do.
     pub message: String,
+    /// For want of a right it is not even known.
+    pub is_refusal: bool,
 }
 
 impl fmt::Display for Difference {
@@ -177,6 +190,17 @@ impl fmt::Display for Difference {
 
 fn list(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// RabbitMQ's word for a kind of exchange.
+fn word(kind: &ExchangeKind) -> &str {
+    match kind {
+        ExchangeKind::Direct => "direct",
+        ExchangeKind::Fanout => "fanout",
+        ExchangeKind::Headers => "headers",
+        ExchangeKind::Topic => "topic",
+        ExchangeKind::Custom(word) => word,
+    }
 }
 
 /// The name of the queue in which messages wait for `delay`.
@@ -264,32 +288,42 @@ impl Topology {
         )
     }
 
-    /// Declares what is missing. What is there already must be the same.
+    /// Writes all of it into a document of RabbitMQ's definitions.
+    pub(crate) fn define(&self, vhost: &str, document: &mut Map<String, Value>) {
+        let exchanges = self.exchanges.iter().map(|(name, kind)| {
+            json!({
+                "name": name, "vhost": vhost, "type": word(kind), "durable": true, "auto_delete": false,
+                "internal": false, "arguments": {},
+            })
+        });
+        document.insert("exchanges".into(), exchanges.collect());
+        let queues = self.queues.iter().map(|queue| {
+            let arguments: Map<_, _> =
+                queue.arguments.iter().map(|(key, argument)| ((*key).to_owned(), argument.json())).collect();
+            json!({
+                "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": arguments,
+            })
+        });
+        document.insert("queues".into(), queues.collect());
+        let bindings = self.queues.iter().flat_map(|queue| {
+            queue.bindings.iter().map(|(exchange, key)| {
+                json!({
+                    "source": exchange, "vhost": vhost, "destination": queue.name, "destination_type": "queue",
+                    "routing_key": key, "arguments": {},
+                })
+            })
+        });
+        document.insert("bindings".into(), bindings.collect());
+    }
+
+    /// Declares what is missing. What is there already must be the same, as far as the user has the right to compare: that
+    /// is the right to configure.
     ///
     /// # Errors
-    /// [`TopologyError::Different`] with everything that is there with other arguments; nothing is changed then
-    /// but what was missing.
-    pub async fn declare(&self, connection: &Connection) -> Result<(), TopologyError> {
-        let mut differences = Vec::new();
-        let mut channel = connection.create_channel().await?;
-        for (name, kind) in &self.exchanges {
-            if let Err(error) = declare_exchange(&channel, name, kind, false).await {
-                differences.push(difference(format!("exchange {name}"), error)?);
-                channel = connection.create_channel().await?;
-            }
-        }
-        for queue in &self.queues {
-            let declared = match declare_queue(&channel, queue, false).await {
-                Ok(()) => bind(&channel, queue).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = declared {
-                differences.push(difference(format!("queue {}", queue.name), error)?);
-                channel = connection.create_channel().await?;
-            }
-        }
-        close(&channel).await;
-        if differences.is_empty() { Ok(()) } else { Err(TopologyError::Different(differences)) }
+    /// [`TopologyError::Different`] with everything that is there with other arguments, or is missing and may not be
+    /// declared; nothing is changed then but what was missing.
+    pub async fn declare(&self, connection: &Connection) -> Result<Compared, TopologyError> {
+        self.go_through(connection, true).await
     }
 
     /// Compares what is there with what has to be, and declares nothing. Bindings cannot be asked for and are not
@@ -297,32 +331,168 @@ impl Topology {
     ///
     /// # Errors
     /// [`TopologyError::Different`] with everything that is missing or has other arguments.
-    pub async fn verify(&self, connection: &Connection) -> Result<(), TopologyError> {
+    pub async fn verify(&self, connection: &Connection) -> Result<Compared, TopologyError> {
+        self.go_through(connection, false).await
+    }
+
+    async fn go_through(&self, connection: &Connection, declares: bool) -> Result<Compared, TopologyError> {
+        let channel = connection.create_channel().await?;
+        let mut walk = Walk { connection, channel, declares, forbidden: None, without: Vec::new() };
         let mut differences = Vec::new();
-        let mut channel = connection.create_channel().await?;
-        for (name, kind) in &self.exchanges {
-            // Asking passively compares nothing, and asking actively would create: so passively first.
-            let found = match declare_exchange(&channel, name, kind, true).await {
-                Ok(()) => declare_exchange(&channel, name, kind, false).await,
-                missing => missing,
-            };
-            if let Err(error) = found {
-                differences.push(difference(format!("exchange {name}"), error)?);
-                channel = connection.create_channel().await?;
+        let exchanges = self.exchanges.iter().map(|(name, kind)| Shaped::Exchange(name, kind));
+        for shaped in exchanges.chain(self.queues.iter().map(Shaped::Queue)) {
+            differences.extend(walk.visit(&shaped).await?);
+        }
+        close(&walk.channel).await;
+        if !differences.is_empty() {
+            return Err(TopologyError::Different(differences));
+        }
+        Ok(match walk.forbidden {
+            Some(right) => Compared::InPart { right, without: walk.without },
+            None => Compared::All,
+        })
+    }
+}
+
+/// How far the broker's topology could be compared with what has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compared {
+    /// All of it.
+    All,
+    /// Everything is there, but not everything could be compared.
+    InPart {
+        /// What the user would need.
+        right: MissingRight,
+        /// The exchanges and queues that were not compared.
+        without: Vec<String>,
+    },
+}
+
+/// An exchange or a queue as it has to be.
+enum Shaped<'a> {
+    Exchange(&'a str, &'a ExchangeKind),
+    Queue(&'a QueueShape),
+}
+
+impl Shaped<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Exchange(name, _) => format!("exchange {name}"),
+            Self::Queue(queue) => format!("queue {}", queue.name),
+        }
+    }
+
+    fn doing(&self) -> Doing {
+        match self {
+            Self::Exchange(..) => Doing::DeclareExchange,
+            Self::Queue(_) => Doing::DeclareQueue,
+        }
+    }
+
+    /// Asks whether it is there, which compares nothing and needs no right.
+    async fn look(&self, channel: &Channel) -> Result<(), lapin::Error> {
+        match self {
+            Self::Exchange(name, kind) => declare_exchange(channel, name, kind, true).await,
+            Self::Queue(queue) => declare_queue(channel, queue, true).await,
+        }
+    }
+
+    /// Compares it with what is there, and creates it when nothing is.
+    async fn declare(&self, channel: &Channel) -> Result<(), lapin::Error> {
+        match self {
+            Self::Exchange(name, kind) => declare_exchange(channel, name, kind, false).await,
+            Self::Queue(queue) => declare_queue(channel, queue, false).await,
+        }
+    }
+
+    async fn bind(&self, channel: &Channel) -> Result<(), lapin::Error> {
+        match self {
+            Self::Exchange(..) => Ok(()),
+            Self::Queue(queue) => bind(channel, queue).await,
+        }
+    }
+}
+
+/// A walk over all exchanges and queues.
+struct Walk<'a> {
+    connection: &'a Connection,
+    /// The broker closes a channel at every error.
+    channel: Channel,
+    declares: bool,
+    /// The first right that was missing. From there on only what is missing is tried to be declared: each try is an error
+    /// in the broker's log.
+    forbidden: Option<MissingRight>,
+    without: Vec<String>,
+}
+
+impl Walk<'_> {
+    async fn visit(&mut self, shaped: &Shaped<'_>) -> Result<Option<Difference>, TopologyError> {
+        if !self.declares || self.forbidden.is_some() {
+            let found = shaped.look(&self.channel).await;
+            match found {
+                Ok(()) if self.forbidden.is_some() => {
+                    self.without.push(shaped.name());
+                    return Ok(None);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    let missing = self.not_found(shaped, error).await?;
+                    if !self.declares {
+                        return Ok(Some(missing));
+                    }
+                }
             }
         }
-        for queue in &self.queues {
-            let found = match declare_queue(&channel, queue, true).await {
-                Ok(()) => declare_queue(&channel, queue, false).await,
-                missing => missing,
-            };
-            if let Err(error) = found {
-                differences.push(difference(format!("queue {}", queue.name), error)?);
-                channel = connection.create_channel().await?;
-            }
+        if let Err(error) = shaped.declare(&self.channel).await {
+            return self.not_declared(shaped, error).await;
         }
-        close(&channel).await;
-        if differences.is_empty() { Ok(()) } else { Err(TopologyError::Different(differences)) }
+        if self.declares
+            && let Err(error) = shaped.bind(&self.channel).await
+        {
+            self.channel = self.connection.create_channel().await?;
+            let Some(right) = MissingRight::of(&error, Doing::Bind) else {
+                return Ok(Some(difference(shaped.name(), error)?));
+            };
+            let message = format!("cannot be bound: {right}");
+            return Ok(Some(Difference { what: shaped.name(), message, is_refusal: true }));
+        }
+        Ok(None)
+    }
+
+    /// What is to be said about something that was looked for.
+    async fn not_found(
+        &mut self,
+        shaped: &Shaped<'_>,
+        error: lapin::Error,
+    ) -> Result<Difference, TopologyError> {
+        self.channel = self.connection.create_channel().await?;
+        // RabbitMQ from 4.3 tells nothing about a queue to those who have no right at all on it.
+        if let Some(right) = MissingRight::of(&error, shaped.doing()) {
+            let message = format!("cannot be looked for: {right}, nor any other on it");
+            return Ok(Difference { what: shaped.name(), message, is_refusal: true });
+        }
+        Ok(difference(shaped.name(), error)?)
+    }
+
+    async fn not_declared(
+        &mut self,
+        shaped: &Shaped<'_>,
+        error: lapin::Error,
+    ) -> Result<Option<Difference>, TopologyError> {
+        self.channel = self.connection.create_channel().await?;
+        let Some(right) = MissingRight::of(&error, shaped.doing()) else {
+            return Ok(Some(difference(shaped.name(), error)?));
+        };
+        if let Err(error) = shaped.look(&self.channel).await {
+            let mut found = self.not_found(shaped, error).await?;
+            if !found.is_refusal {
+                found.message = format!("is missing, and {right}; somebody who has it has to declare it");
+            }
+            return Ok(Some(found));
+        }
+        self.without.push(shaped.name());
+        self.forbidden.get_or_insert(right);
+        Ok(None)
     }
 }
 
@@ -377,10 +547,9 @@ fn difference(what: String, error: lapin::Error) -> Result<Difference, lapin::Er
     let message = match amqp.get_id() {
         404 => "is missing; run `spark-runtime topology declare`".to_owned(),
         406 => explain_inequivalence(&said),
-        403 => format!("may not be declared by this user: {said}"),
         _ => return Err(error),
     };
-    Ok(Difference { what, message })
+    Ok(Difference { what, message, is_refusal: false })
 }
 
 /// RabbitMQ words a difference as `inequivalent arg 'x' for queue 'q' in vhost '/': received 'a' but current is 'b'`.

@@ -12,6 +12,7 @@ mod hostile;
 mod life;
 mod ownership;
 mod past;
+mod rights;
 mod spark;
 mod time_out;
 mod tls;

@@ -336,6 +336,12 @@ impl Vhost {
         format!("amqp://{user}:{password}@127.0.0.1:{port}/{}", self.name)
     }
 
+    /// The address for another user.
+    #[must_use]
+    pub fn uri_as(&self, user: &str, password: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/{}", self.broker.port(), self.name)
+    }
+
     /// The address over TLS, for a broker that was started with certificates.
     #[must_use]
     pub fn tls_uri(&self, host: &str) -> String {

@@ -102,7 +102,7 @@ fn help_tells_the_verbs_and_the_exit_codes() {
       jobs         List the latest jobs
       validate     Tell whether a job can be run, and everything that is wrong with it
       new          Make a job's JSON from a model's source
-      topology     Declare or compare the broker's exchanges and queues
+      topology     Declare, compare or print the broker's exchanges and queues
       dead         Look at dead jobs, replay or drop them
       config       Show the settings that count and where each comes from
       schema       Print the machine-readable description of jobs, events, commands or exchanges
@@ -304,22 +304,46 @@ fn every_verb_has_help() {
     insta::assert_snapshot!(place.run(&["topology", "--help"]), @"
     exit 0
     stdout:
-    Declare or compare the broker's exchanges and queues
+    Declare, compare or print the broker's exchanges and queues
 
     Usage: spark-runtime topology [OPTIONS] <ACTION>
 
     Arguments:
-      <ACTION>  Declare what is missing (what is there must be the same), or verify and declare nothing [possible values: declare, verify]
+      <ACTION>
+              What to do
+
+              Possible values:
+              - declare:     Declare what is missing; what is there must be the same
+              - verify:      Compare, and declare nothing
+              - definitions: Print all of it, and users of the least rights, as RabbitMQ imports it
 
     Options:
-          --json  Print JSON: an object with `exchanges`, `queues` and `differences`
-      -h, --help  Print help
+          --without-users
+              Leave the users out of the definitions: an import takes the passwords away from those that are there
+
+          --json
+              Print JSON: an object with `exchanges`, `queues`, `differences` and `uncompared`
+
+      -h, --help
+              Print help (see a summary with '-h')
 
     Everywhere:
-          --config <FILE>        The settings file (TOML)
-          --set <KEY=VALUE>      Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
-          --log <FILTER>         What is logged on the standard error: a level, or levels by module [default: info,lapin=off]
-          --log-format <FORMAT>  How it is logged: lines for people, or one JSON object a line [default: text] [possible values: text, json]
+          --config <FILE>
+              The settings file (TOML)
+
+          --set <KEY=VALUE>
+              Sets one setting, as in `--set broker.heartbeat=20s`; may be repeated
+
+          --log <FILTER>
+              What is logged on the standard error: a level, or levels by module
+              
+              [default: info,lapin=off]
+
+          --log-format <FORMAT>
+              How it is logged: lines for people, or one JSON object a line
+              
+              [default: text]
+              [possible values: text, json]
     ");
     insta::assert_snapshot!(place.run(&["dead", "--help"]), @"
     exit 0
@@ -739,6 +763,17 @@ fn the_reference_of_the_settings_is_in_step_with_the_program() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/settings.md");
     let kept = fs::read_to_string(kept).unwrap();
     assert!(printed.stdout == kept, "write it anew: spark-runtime config --reference > deploy/settings.md");
+}
+
+#[test]
+fn the_definitions_for_the_broker_are_in_step_with_the_program() {
+    let printed = Place::new().run(&["topology", "definitions"]);
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rabbitmq/definitions.json");
+    let kept = fs::read_to_string(kept).unwrap();
+    assert!(
+        printed.stdout == kept,
+        "write it anew: spark-runtime topology definitions > deploy/rabbitmq/definitions.json"
+    );
 }
 
 #[test]

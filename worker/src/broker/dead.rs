@@ -18,6 +18,7 @@ use lapin::types::FieldTable;
 use lapin::{Acker, Channel, Confirmation, Connection, ErrorKind};
 use spark_runtime_protocol::JobId;
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
+use spark_runtime_protocol::rights::{Doing, MissingRight};
 use spark_runtime_protocol::topology::{
     DEAD_QUEUE, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, JOBS_EXCHANGE, JOBS_KEY, WORKER_HEADER,
 };
@@ -88,13 +89,19 @@ pub enum DeadError {
     /// The broker said nothing. A job may be in both queues; it is never in none.
     #[error("the broker did not answer within {} s", .0.as_secs())]
     Silent(Duration),
+    /// The user lacks a right.
+    #[error("the broker refuses us: {0}")]
+    Forbidden(MissingRight),
     /// The connection failed on the way.
     #[error("the connection to the broker failed: {0}")]
     Broker(lapin::Error),
 }
 
-impl From<lapin::Error> for DeadError {
-    fn from(error: lapin::Error) -> Self {
+impl DeadError {
+    fn of(error: lapin::Error, doing: Doing) -> Self {
+        if let Some(right) = MissingRight::of(&error, doing) {
+            return Self::Forbidden(right);
+        }
         match error.kind() {
             ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404 => {
                 Self::Missing(amqp.get_message().to_string())
@@ -111,8 +118,8 @@ impl DeadQueue {
     /// [`DeadError::Connect`], [`DeadError::Broker`].
     pub async fn open(endpoint: &Endpoint, patience: Duration) -> Result<Self, DeadError> {
         let connection = endpoint.connect("spark-runtime dead").await?;
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let channel = connection.create_channel().await.map_err(DeadError::Broker)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(DeadError::Broker)?;
         Ok(Self { connection, channel, patience })
     }
 
@@ -123,7 +130,7 @@ impl DeadQueue {
     pub async fn count(&self) -> Result<u32, DeadError> {
         let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
         let declared = self.channel.queue_declare(DEAD_QUEUE.into(), options, FieldTable::default());
-        Ok(self.patiently(declared).await?.message_count())
+        Ok(self.patiently(Doing::Consume, declared).await?.message_count())
     }
 
     /// Holds the next dead job, the oldest first; `None` when no more are left. A held job goes back when the queue is
@@ -132,8 +139,8 @@ impl DeadQueue {
     /// # Errors
     /// [`DeadError`].
     pub async fn next(&self) -> Result<Option<Held>, DeadError> {
-        let got =
-            self.patiently(self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default())).await?;
+        let got = self.channel.basic_get(DEAD_QUEUE.into(), BasicGetOptions::default());
+        let got = self.patiently(Doing::Consume, got).await?;
         Ok(got.map(|got| {
             let Delivery { data, properties, acker, redelivered, .. } = got.delivery;
             let message = Message::new(data, properties, redelivered);
@@ -155,7 +162,7 @@ impl DeadQueue {
             &held.message.body,
             properties,
         );
-        match self.patiently(async { published.await?.await }).await? {
+        match self.patiently(Doing::Publish, async { published.await?.await }).await? {
             Confirmation::Ack(None) => self.discard(held).await,
             Confirmation::Ack(Some(returned)) => Err(DeadError::Unroutable(returned.reply_text.to_string())),
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(DeadError::Refused),
@@ -167,24 +174,25 @@ impl DeadQueue {
     /// # Errors
     /// [`DeadError`]; the job is dead still.
     pub async fn discard(&self, held: Held) -> Result<(), DeadError> {
-        self.patiently(held.acker.ack(BasicAckOptions::default())).await?;
+        self.patiently(Doing::Consume, held.acker.ack(BasicAckOptions::default())).await?;
         // An acknowledgement has no answer of its own: what comes after it on the channel has.
         self.count().await.map(drop)
     }
 
     /// Gives back what is held and closes the connection.
     pub async fn close(self) {
-        if let Err(error) = self.patiently(self.connection.close(200, "done".into())).await {
+        if let Err(error) = self.patiently(Doing::Consume, self.connection.close(200, "done".into())).await {
             tracing::debug!(%error, "the connection did not close in order");
         }
     }
 
     async fn patiently<T>(
         &self,
+        doing: Doing,
         answer: impl Future<Output = Result<T, lapin::Error>>,
     ) -> Result<T, DeadError> {
         match tokio::time::timeout(self.patience, answer).await {
-            Ok(answer) => Ok(answer?),
+            Ok(answer) => answer.map_err(|error| DeadError::of(error, doing)),
             Err(_) => Err(DeadError::Silent(self.patience)),
         }
     }

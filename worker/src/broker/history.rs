@@ -14,12 +14,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{HISTORY_STREAM, STREAM_OFFSET_ARGUMENT};
 use tokio::sync::watch;
 
 use super::backoff::Backoff;
 use super::publisher::{Announcement, Publisher};
 use super::session::Session;
+use super::words;
 
 /// How many bytes of events are kept at hand: most repeated publications come soon after the end.
 const AT_HAND: usize = 1 << 20;
@@ -98,7 +100,12 @@ impl History {
                 Ok(Ok(Looked::NotSeen)) => {
                     tracing::warn!(id, "an end is not found in the history; looking again")
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "the history cannot be read; trying again"),
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        reason = words(&error, Doing::Consume),
+                        "the history cannot be read; trying again"
+                    );
+                }
                 Err(_) => tracing::warn!(id, "the history takes too long to be read; trying again"),
             }
             backoff.wait().await;

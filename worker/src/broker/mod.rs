@@ -16,3 +16,10 @@ pub mod publisher;
 pub mod server;
 pub mod session;
 pub mod slots;
+
+use spark_runtime_protocol::rights::{Doing, MissingRight};
+
+/// What is to be said about an error: what the broker said, or the right for want of which it refused something.
+fn words(error: &lapin::Error, doing: Doing) -> String {
+    MissingRight::of(error, doing).map_or_else(|| error.to_string(), |right| right.to_string())
+}

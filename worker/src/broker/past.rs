@@ -27,6 +27,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer, ErrorKind};
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::FailureClass;
+use spark_runtime_protocol::rights::{Doing, MissingRight};
 use spark_runtime_protocol::topology::{HISTORY_STREAM, LEDGER_STREAM, STREAM_OFFSET_ARGUMENT};
 use spark_runtime_protocol::{Event, EventKind, JobId};
 
@@ -70,6 +71,9 @@ pub enum PastError {
         /// The stream.
         stream: &'static str,
     },
+    /// The user lacks a right.
+    #[error("the broker refuses us: {0}")]
+    Forbidden(MissingRight),
     /// The connection failed on the way.
     #[error("the connection to the broker failed: {0}")]
     Broker(lapin::Error),
@@ -77,6 +81,10 @@ pub enum PastError {
 
 impl From<lapin::Error> for PastError {
     fn from(error: lapin::Error) -> Self {
+        // Nothing is done here but reading.
+        if let Some(right) = MissingRight::of(&error, Doing::Consume) {
+            return Self::Forbidden(right);
+        }
         match error.kind() {
             ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404 => {
                 Self::Missing(amqp.get_message().to_string())

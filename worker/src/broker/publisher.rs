@@ -18,6 +18,7 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::{CONTENT_TYPE, Event, EventKind, FailureClass};
+use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{
     DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY, LEDGER_EXCHANGE,
     RESULTS_EXCHANGE, delay_queue,
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::ledger::record::Position;
 use super::message::{Message, Seen};
+use super::words;
 use crate::job::Announce;
 use crate::spark::Awaited;
 
@@ -416,7 +418,7 @@ struct Lane {
 /// Why a lane needs another channel.
 #[derive(Debug, thiserror::Error)]
 enum LaneError {
-    #[error("{0}")]
+    #[error("{}", words(.0, Doing::Publish))]
     Broker(#[from] lapin::Error),
     #[error("the broker did not confirm within {} s", .0.as_secs())]
     Unconfirmed(Duration),
@@ -469,7 +471,7 @@ impl Lane {
         {
             // The broker closed the channel for something that was published on it, most likely the oldest message that it
             // has not confirmed: an exchange is gone, or the message is more than the broker takes. Others go on.
-            self.later(letter, &error.to_string());
+            self.later(letter, &words(error, Doing::Publish));
         }
         for pending in pending.into_iter().rev() {
             self.unsent.push_front(pending.letter);

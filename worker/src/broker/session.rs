@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use lapin::{Connection, Event};
 use spark_runtime_protocol::connect::Endpoint;
-use spark_runtime_protocol::topology::{Topology, TopologyError};
+use spark_runtime_protocol::topology::{Compared, Topology, TopologyError};
 use tokio::sync::watch;
 
 use super::backoff::Backoff;
@@ -30,9 +30,9 @@ impl Session {
     /// Declares what somebody has deleted under the running worker.
     ///
     /// # Errors
-    /// [`TopologyError`].
+    /// [`TopologyError`], also when it is missing and this user may not declare it.
     pub async fn declare(&self) -> Result<(), TopologyError> {
-        self.topology.declare(&self.connection).await
+        self.topology.declare(&self.connection).await.map(drop)
     }
 }
 
@@ -51,11 +51,12 @@ pub async fn keep_connected(
     let topology = Arc::new(topology);
     loop {
         match connect(&endpoint, &name, &topology).await {
-            Ok(connection) => {
+            Ok((connection, compared)) => {
                 backoff.succeeded();
                 generation += 1;
                 if generation == 1 {
                     introduce(&endpoint, longest_job).await;
+                    tell_uncompared(&compared);
                 }
                 tracing::info!(%endpoint, generation, "connected for consuming");
                 let connection = Arc::new(connection);
@@ -78,10 +79,24 @@ pub async fn keep_connected(
     }
 }
 
-async fn connect(endpoint: &Endpoint, name: &str, topology: &Topology) -> Result<Connection, String> {
+async fn connect(
+    endpoint: &Endpoint,
+    name: &str,
+    topology: &Topology,
+) -> Result<(Connection, Compared), String> {
     let connection = endpoint.connect(name).await.map_err(|error| error.to_string())?;
-    topology.declare(&connection).await.map_err(|error| error.to_string())?;
-    Ok(connection)
+    let compared = topology.declare(&connection).await.map_err(|error| error.to_string())?;
+    Ok((connection, compared))
+}
+
+/// A user with no more rights than a worker needs can see that everything is there, and not whether it is as it has to be.
+fn tell_uncompared(compared: &Compared) {
+    if let Compared::InPart { right, .. } = compared {
+        tracing::info!(
+            %right,
+            "every exchange and queue is there; whether they are as these settings want them cannot be compared"
+        );
+    }
 }
 
 /// Says once what the broker is and what that means for long jobs.

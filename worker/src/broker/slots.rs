@@ -19,12 +19,14 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer, ErrorKind};
+use spark_runtime_protocol::rights::Doing;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
 use super::message::Message;
 use super::session::Session;
+use super::words;
 use crate::job::settle::Settled;
 use crate::job::{Stop, StopReason, Stopper};
 
@@ -157,7 +159,12 @@ impl<H: Handler> Slots<H> {
             // Nobody connects any more.
             let Some(session) = session else { return };
             let Err(error) = self.get_all(&session).await else { return };
-            tracing::warn!(%error, queue = self.queue, "what waits in the queue could not be handled; trying again");
+            let reason = words(&error, Doing::Consume);
+            tracing::warn!(
+                reason,
+                queue = self.queue,
+                "what waits in the queue could not be handled; trying again"
+            );
             if is_missing(&error)
                 && let Err(error) = session.declare().await
             {
@@ -198,7 +205,14 @@ impl<H: Handler> Slots<H> {
             let Some(session) = session else { continue };
             let consumed = self.consume(&session, number, &mut leaving, &mut backoff).await;
             if let Err(error) = consumed {
-                tracing::warn!(%error, slot = number, queue = self.queue, generation = session.generation, "a slot lost its channel");
+                let reason = words(&error, Doing::Consume);
+                tracing::warn!(
+                    reason,
+                    slot = number,
+                    queue = self.queue,
+                    generation = session.generation,
+                    "a slot lost its channel"
+                );
                 if is_missing(&error)
                     && let Err(error) = session.declare().await
                 {

@@ -95,7 +95,7 @@ enum Command {
     Validate(validate::Args),
     /// Make a job's JSON from a model's source.
     New(new::Args),
-    /// Declare or compare the broker's exchanges and queues.
+    /// Declare, compare or print the broker's exchanges and queues.
     Topology(topology::Args),
     /// Look at dead jobs, replay or drop them.
     Dead(dead::Args),
@@ -310,6 +310,7 @@ impl CliError {
                     Exit::Unavailable
                 }
                 ClientError::CorrelationId(_) => Exit::Usage,
+                ClientError::Forbidden(_) => Exit::Refused,
                 ClientError::Broker(error) => of_broker(error),
             },
             Self::Topology(TopologyError::Different(_)) => Exit::Topology,
@@ -317,12 +318,14 @@ impl CliError {
             Self::Dead(error) => match &**error {
                 DeadError::Connect(error) => of_connect(error),
                 DeadError::Missing(_) | DeadError::Unroutable(_) => Exit::Topology,
+                DeadError::Forbidden(_) => Exit::Refused,
                 DeadError::Refused | DeadError::Silent(_) => Exit::Unavailable,
                 DeadError::Broker(error) => of_broker(error),
             },
             Self::Past(error) => match &**error {
                 PastError::Connect(error) => of_connect(error),
                 PastError::Missing(_) => Exit::Topology,
+                PastError::Forbidden(_) => Exit::Refused,
                 PastError::Silent { .. } | PastError::Ended { .. } => Exit::Unavailable,
                 PastError::Broker(error) => of_broker(error),
             },

@@ -13,6 +13,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer, ErrorKind};
+use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -21,6 +22,7 @@ use super::Ledger;
 use super::record::Position;
 use crate::broker::backoff::Backoff;
 use crate::broker::session::Session;
+use crate::broker::words;
 
 /// Records that may be on their way to the reader.
 const PREFETCH: u16 = 2000;
@@ -48,7 +50,7 @@ const OPENING: Duration = Duration::from_secs(30);
 /// Why a reading ended.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
-    #[error("{0}")]
+    #[error("{}", words(.0, Doing::Consume))]
     Broker(#[from] lapin::Error),
     #[error("the broker ended the consumer")]
     Ended,
