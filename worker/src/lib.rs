@@ -41,6 +41,7 @@
 //!
 //! `job` talks to `broker` and to `spark`; those two do not talk to each other.
 
+pub mod archive;
 pub mod broker;
 pub mod cli;
 pub mod clock;
