@@ -73,6 +73,8 @@ enum Kind {
     Text,
     /// A path, or nothing. Made absolute.
     Path,
+    /// A URL that begins with one of these, or nothing.
+    Url(&'static [&'static str]),
     /// A path, or a name that is looked up on the PATH, or nothing.
     Program,
     Count {
@@ -253,6 +255,48 @@ pub static SETTINGS: &[Setting] = &[
         "A FILE output up to this size comes back in the event. For a larger one the event says where it is.",
     ),
     setting(
+        "attachments.max_size",
+        Kind::Size { least: 1024 },
+        "8GiB",
+        "How much the attachments of a record model may take on disk: what is fetched for them, and what comes out of their \
+         archives. A job that brings more is rejected.",
+    ),
+    setting(
+        "attachments.max_files",
+        Kind::Count { least: 1, most: 10_000_000 },
+        "100000",
+        "How many files and folders the attachments of a record model may bring. A job that brings more is rejected.",
+    ),
+    setting(
+        "attachments.max_ratio",
+        Kind::Count { least: 1, most: 1_000_000 },
+        "200",
+        "How many times its own size an archive may unpack to, once that is more than 64 MiB. Ordinary archives stay below 50; \
+         what unpacks to more looks like a bomb, and its job is rejected.",
+    ),
+    setting(
+        "training.upload_to",
+        Kind::Url(&["/", "file:/", "hdfs://", "viewfs://", "s3://", "s3a://", "s3n://"]),
+        "",
+        "Where the files of `outputDir` of training jobs go that do not say so themselves (`trainingOutput`): a folder that all \
+         workers and their users share, or a URL. Each job gets a folder of its own in it, with the job's id as its name. When it \
+         is empty, the files stay on the worker's machine, and the event says where.",
+    ),
+    setting(
+        "training.max_files",
+        Kind::Count { least: 1, most: 10_000 },
+        "10000",
+        "How many files a training job may leave in `outputDir`; each of them stands in its last event.",
+    ),
+    setting(
+        "storage.s3_endpoint",
+        Kind::Url(&["http://", "https://"]),
+        "",
+        "Where S3 is, when it is not Amazon's own. When it is empty, `AWS_ENDPOINT_URL` of the worker's environment counts. Region and \
+         credentials come from the same environment (`AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and so on) or from \
+         the machine's role; no model sees them.",
+    ),
+    setting(
         "retry.max_attempts",
         Kind::Count { least: 1, most: 1000 },
         "3",
@@ -389,6 +433,12 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// Each job.
     pub job: JobSettings,
+    /// What record models bring along.
+    pub attachments: AttachmentSettings,
+    /// What training jobs leave.
+    pub training: TrainingSettings,
+    /// Where files lie outside of the worker.
+    pub storage: StorageSettings,
     /// Attempts after the first.
     pub retry: RetrySettings,
     /// Who has which job.
@@ -451,6 +501,33 @@ pub struct JobSettings {
     pub max_size: u64,
     /// The largest FILE output that an event carries, in bytes.
     pub inline_output: u64,
+}
+
+/// Section `attachments`.
+#[derive(Debug, Clone)]
+pub struct AttachmentSettings {
+    /// How much they may take on disk, in bytes.
+    pub max_size: u64,
+    /// How many files and folders they may bring.
+    pub max_files: u64,
+    /// How many times its size an archive may unpack to.
+    pub max_ratio: u64,
+}
+
+/// Section `training`.
+#[derive(Debug, Clone)]
+pub struct TrainingSettings {
+    /// Where the files of jobs go that do not say so themselves.
+    pub upload_to: Option<String>,
+    /// How many files a job may leave.
+    pub max_files: usize,
+}
+
+/// Section `storage`.
+#[derive(Debug, Clone)]
+pub struct StorageSettings {
+    /// Where S3 is, when it is not Amazon's own.
+    pub s3_endpoint: Option<String>,
 }
 
 /// Which attempts' directories stay after their end.
@@ -638,6 +715,18 @@ impl Settings {
                 max_size: reader.count("job.max_size"),
                 inline_output: reader.count("job.inline_output"),
             },
+            attachments: AttachmentSettings {
+                max_size: reader.count("attachments.max_size"),
+                max_files: reader.count("attachments.max_files"),
+                max_ratio: reader.count("attachments.max_ratio"),
+            },
+            training: TrainingSettings {
+                upload_to: Some(reader.text("training.upload_to")).filter(|url| !url.is_empty()),
+                max_files: number(reader.count("training.max_files")),
+            },
+            storage: StorageSettings {
+                s3_endpoint: Some(reader.text("storage.s3_endpoint")).filter(|url| !url.is_empty()),
+            },
             retry: RetrySettings {
                 max_attempts: u32::try_from(reader.count("retry.max_attempts")).unwrap_or(u32::MAX),
                 delays: reader.spans("retry.delays"),
@@ -759,6 +848,7 @@ impl Kind {
             Self::Name => "at most 128 letters, digits, '-', '_', '.', ':' or '@'".to_owned(),
             Self::Text => "a text".to_owned(),
             Self::Path => "a path".to_owned(),
+            Self::Url(beginnings) => format!("a URL that begins with one of {}", beginnings.join(", ")),
             Self::Program => "the path or the name of a program".to_owned(),
             Self::Count { least, most } => format!("a whole number from {least} to {most}"),
             Self::Span { least, most } => format!("{} such as 10s, 2m or 1h 30m", range(least, most)),
@@ -813,6 +903,15 @@ impl Kind {
                     return Err(refused());
                 }
                 Ok(Given::Text(text.to_owned()))
+            }
+            Self::Url(beginnings) => {
+                let url = text()?;
+                let fits = url.is_empty() || beginnings.iter().any(|beginning| url.starts_with(beginning));
+                if fits && !url.chars().any(char::is_control) && !url.contains('@') {
+                    Ok(Given::Text(url.to_owned()))
+                } else {
+                    Err(refused())
+                }
             }
             Self::Path => path(text()?, false).ok_or_else(refused).map(Given::Path),
             Self::Program => path(text()?, true).ok_or_else(refused).map(Given::Path),

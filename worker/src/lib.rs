@@ -50,3 +50,4 @@ pub mod crash;
 pub mod job;
 pub mod service;
 pub mod spark;
+pub mod storage;

@@ -14,6 +14,8 @@ use spark_runtime_protocol::asset::AssetType;
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
+use crate::storage::local_path;
+
 /// An output that lies outside of the working directory, on this machine.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
@@ -109,20 +111,8 @@ fn places(job: &Job) -> impl Iterator<Item = Place> {
             return None;
         }
         let url = output.get("fileUrl")?.as_str()?;
-        Some(Place { index, path: local(url)? })
+        Some(Place { index, path: local_path(url)? })
     })
-}
-
-/// The place on this machine that a `fileUrl` names: `/x`, `file:/x` or `file:///x`. A relative one lies in the working
-/// directory, which is new each time; the root itself is nobody's output.
-fn local(url: &str) -> Option<PathBuf> {
-    let path = match url.strip_prefix("file:") {
-        Some(rest) => rest.strip_prefix("//").unwrap_or(rest),
-        None => url,
-    };
-    let path = path.trim_end_matches('/');
-    let is_plain = path.starts_with('/') && !path.split('/').any(|part| part == "..") && !path.contains('\0');
-    is_plain.then(|| PathBuf::from(path))
 }
 
 #[cfg(test)]
@@ -160,7 +150,7 @@ mod tests {
             ("/a/../b", None),
             ("file://host/a", None),
         ] {
-            assert_eq!(local(url), path.map(PathBuf::from), "{url}");
+            assert_eq!(local_path(url), path.map(PathBuf::from), "{url}");
         }
     }
 

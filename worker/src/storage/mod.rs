@@ -1,0 +1,465 @@
+//! Where files of jobs lie outside of the worker: local folders, HDFS, and S3 with all that speaks its protocol.
+//!
+//! A [`Storage`] turns a URL of a job into a [`Place`], which can be read, written and looked at alike wherever it is.
+//! Behind it is the trait of the crate `object_store`; nothing is connected, nor any configuration read, before a place
+//! is used, and nothing is left of it when the place is dropped.
+//!
+//! Credentials are the worker's own (its environment, or its machine's role): they never come from a job, and never reach
+//! a model. This module must not know what a file is for.
+
+#[cfg(feature = "hdfs")]
+mod hdfs;
+#[cfg(feature = "s3")]
+mod s3;
+mod url;
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{Error, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt};
+
+use crate::config::Settings;
+
+pub use url::{Location, Scheme, local_path};
+
+/// How long one step may take: a small file, one part of a large one, the next piece of what is read.
+const STEP: Duration = Duration::from_secs(120);
+/// The most of an error's text that is shown, in characters.
+const LONGEST_ERROR: usize = 400;
+
+/// A place that cannot be used, or what went wrong there. The texts begin with the place.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The text is the name of no place that this worker knows.
+    #[error("{url} {reason}")]
+    NoPlace {
+        /// What was given.
+        url: String,
+        /// The end of the sentence.
+        reason: String,
+    },
+    /// There is nothing.
+    #[error("{url} is not there")]
+    NotThere {
+        /// The place.
+        url: String,
+    },
+    /// It has more bytes than may be taken.
+    #[error("{url} has more than {most} bytes")]
+    TooLarge {
+        /// The place.
+        url: String,
+        /// The bound.
+        most: u64,
+    },
+    /// The worker may not, or must not, do this there.
+    #[error("{url}: {reason}")]
+    Refused {
+        /// The place.
+        url: String,
+        /// What the store said.
+        reason: String,
+    },
+    /// The store could not be reached or failed; it may do better later.
+    #[error("{url}: {reason}")]
+    Failed {
+        /// The place.
+        url: String,
+        /// What the store said.
+        reason: String,
+    },
+    /// The file on this machine's side failed.
+    #[error("a file of this machine: {0}")]
+    Local(#[from] io::Error),
+}
+
+impl StorageError {
+    /// Whether the same may go better if it is only tried again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Failed { .. } | Self::Local(_))
+    }
+
+    fn of(url: &str, error: &Error) -> Self {
+        let url = url.to_owned();
+        let reason = one_line(&error.to_string());
+        match error {
+            Error::NotFound { .. } => Self::NotThere { url },
+            Error::PermissionDenied { .. }
+            | Error::Unauthenticated { .. }
+            | Error::InvalidPath { .. }
+            | Error::NotSupported { .. }
+            | Error::NotImplemented { .. }
+            | Error::UnknownConfigurationKey { .. } => Self::Refused { url, reason },
+            _ => Self::Failed { url, reason },
+        }
+    }
+}
+
+/// The text of an error as one line that can be read: stores like to give whole documents.
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(LONGEST_ERROR) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// What is known of places from the settings and the worker's environment.
+#[derive(Debug, Clone, Default)]
+pub struct Storage {
+    /// Where S3 is, when it is not Amazon's own.
+    s3_endpoint: Option<String>,
+    /// The folder of Hadoop's configuration: the same that a model's Spark gets.
+    hadoop: Option<PathBuf>,
+}
+
+impl Storage {
+    /// What the settings say. Touches nothing.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        let own = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let named = settings.spark.environment.get("HADOOP_CONF_DIR").map(|value| value.expose().to_owned());
+        let endpoints = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+        Self {
+            s3_endpoint: settings
+                .storage
+                .s3_endpoint
+                .clone()
+                .or_else(|| endpoints.iter().find_map(|name| own(name)))
+                .map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
+            hadoop: named.or_else(|| own("HADOOP_CONF_DIR")).map(PathBuf::from),
+        }
+    }
+
+    /// The place that a `fileUrl` names: `/x` (in the file system that Hadoop's configuration names, else on this
+    /// machine), `file:/x`, `hdfs://host/x`, `hdfs:///x`, `s3a://bucket/x` or `s3://bucket/x`, and `http(s)://` of the S3
+    /// endpoint. Reads Hadoop's configuration; connects to nothing.
+    ///
+    /// # Errors
+    /// [`StorageError::NoPlace`] with what is wrong with it.
+    pub fn place(&self, url: &str) -> Result<Place, StorageError> {
+        let refused = |reason: String| StorageError::NoPlace { url: url.to_owned(), reason };
+        let location = self.location(url).map_err(refused)?;
+        let path =
+            Path::parse(location.path.trim_matches('/')).map_err(|error| refused(error.to_string()))?;
+        let store: Arc<dyn ObjectStore> = match location.scheme {
+            Scheme::Local => Arc::new(LocalFileSystem::new().with_fsync(true)),
+            #[cfg(feature = "hdfs")]
+            Scheme::Hdfs => hdfs::open(&location.authority, self.hadoop.as_deref()).map_err(refused)?,
+            #[cfg(not(feature = "hdfs"))]
+            Scheme::Hdfs => {
+                return Err(refused("is on HDFS, which this program was built without".to_owned()));
+            }
+            #[cfg(feature = "s3")]
+            Scheme::S3 => s3::open(&location.authority, self.s3_endpoint.as_deref()).map_err(refused)?,
+            #[cfg(not(feature = "s3"))]
+            Scheme::S3 => return Err(refused("is on S3, which this program was built without".to_owned())),
+        };
+        let url = url.trim_end_matches('/').to_owned();
+        Ok(Place { store, scheme: location.scheme, path, url })
+    }
+
+    fn location(&self, url: &str) -> Result<Location, String> {
+        let location = Location::read(url, self.s3_endpoint.as_deref())?;
+        if url.starts_with('/')
+            && let Some(default) = self.default_file_system()?
+        {
+            // A bare path is where the cluster's own programs would look for it.
+            return Location::read(&format!("{}{url}", default.trim_end_matches('/')), None);
+        }
+        Ok(location)
+    }
+
+    /// `fs.defaultFS` of Hadoop's configuration, when there is one and it is not this machine's.
+    #[cfg(feature = "hdfs")]
+    fn default_file_system(&self) -> Result<Option<String>, String> {
+        match &self.hadoop {
+            Some(folder) => hdfs::default_file_system(folder),
+            None => Ok(None),
+        }
+    }
+
+    #[cfg(not(feature = "hdfs"))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "as the one that reads the configuration"
+    )]
+    fn default_file_system(&self) -> Result<Option<String>, String> {
+        Ok(None)
+    }
+
+    /// How many bytes a file has, or all files of a folder together; `None` when nothing is there, or too much to count.
+    ///
+    /// # Errors
+    /// [`StorageError`], but not that nothing is there.
+    pub async fn size(&self, url: &str) -> Result<Option<u64>, StorageError> {
+        const MOST: usize = 1000;
+        let place = self.place(url)?;
+        if let Some(size) = place.size().await? {
+            return Ok(Some(size));
+        }
+        let files = place.files(MOST + 1).await?;
+        let is_countable = !files.is_empty() && files.len() <= MOST;
+        Ok(is_countable.then(|| files.iter().map(|(_, size)| size).sum()))
+    }
+}
+
+/// One file or folder, somewhere.
+#[derive(Debug, Clone)]
+pub struct Place {
+    store: Arc<dyn ObjectStore>,
+    scheme: Scheme,
+    path: Path,
+    url: String,
+}
+
+impl Place {
+    /// Its URL, in the form in which it was named.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What kind of place it is.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// What lies below this place under a plain relative path.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`] when the path cannot be one there.
+    pub fn child(&self, relative: &str) -> Result<Self, StorageError> {
+        let url = format!("{}/{relative}", self.url);
+        let refused = |reason: String| StorageError::Refused { url: url.clone(), reason };
+        let below = Path::parse(relative).map_err(|error| refused(error.to_string()))?;
+        let path =
+            self.path.parts().chain(below.parts()).map(|part| part.as_ref().to_owned()).collect::<Vec<_>>();
+        let path = Path::parse(path.join("/")).map_err(|error| refused(error.to_string()))?;
+        Ok(Self { store: self.store.clone(), scheme: self.scheme, path, url })
+    }
+
+    /// How many bytes the file has; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StorageError`], but not that it is not there.
+    pub async fn size(&self) -> Result<Option<u64>, StorageError> {
+        match self.step(self.store.head(&self.path)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(StorageError::NotThere { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The files below this place, `most` of them at most: each with its path from here and its size.
+    ///
+    /// # Errors
+    /// [`StorageError`], but not that nothing is there.
+    pub async fn files(&self, most: usize) -> Result<Vec<(String, u64)>, StorageError> {
+        let mut listing = self.store.list(Some(&self.path));
+        let mut files = Vec::new();
+        while files.len() < most {
+            let next = tokio::time::timeout(STEP, listing.next()).await.map_err(|_| self.stalled())?;
+            match next {
+                None => break,
+                Some(Ok(meta)) => {
+                    if let Some(parts) = meta.location.prefix_match(&self.path) {
+                        let parts: Vec<_> = parts.map(|part| part.as_ref().to_owned()).collect();
+                        files.push((parts.join("/"), meta.size));
+                    }
+                }
+                Some(Err(Error::NotFound { .. })) => break,
+                Some(Err(error)) => return Err(StorageError::of(&self.url, &error)),
+            }
+        }
+        Ok(files)
+    }
+
+    /// The whole content of a small file; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`StorageError::TooLarge`] above `most` bytes.
+    pub async fn read(&self, most: u64) -> Result<Option<Bytes>, StorageError> {
+        let found = match self.step(self.store.get(&self.path)).await {
+            Ok(found) => found,
+            Err(StorageError::NotThere { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if found.meta.size > most {
+            return Err(StorageError::TooLarge { url: self.url.clone(), most });
+        }
+        self.step(found.bytes()).await.map(Some)
+    }
+
+    /// Copies the file into `to`; gives its size. Holds only a piece of it in memory.
+    ///
+    /// # Errors
+    /// [`StorageError`]; what was written into `to` until then is of no use.
+    pub async fn download(&self, mut to: File, most: u64) -> Result<u64, StorageError> {
+        let found = self.step(self.store.get(&self.path)).await?;
+        let size = found.meta.size;
+        if size > most {
+            return Err(StorageError::TooLarge { url: self.url.clone(), most });
+        }
+        if let GetResultPayload::File(mut from, _) = found.payload {
+            let copied = tokio::task::spawn_blocking(move || io::copy(&mut from, &mut to));
+            return Ok(copied.await.map_err(io::Error::other)??);
+        }
+        let mut stream = found.into_stream();
+        let mut came = 0;
+        while let Some(piece) = tokio::time::timeout(STEP, stream.next()).await.map_err(|_| self.stalled())? {
+            let piece = piece.map_err(|error| StorageError::of(&self.url, &error))?;
+            came += piece.len() as u64;
+            if came > most {
+                return Err(StorageError::TooLarge { url: self.url.clone(), most });
+            }
+            let written = tokio::task::spawn_blocking(move || to.write_all(&piece).map(|()| to));
+            to = written.await.map_err(io::Error::other)??;
+        }
+        if came != size {
+            let reason = format!("{came} of {size} bytes came");
+            return Err(StorageError::Failed { url: self.url.clone(), reason });
+        }
+        Ok(came)
+    }
+
+    /// Writes a small file, which is there as a whole or not at all; one that is there is replaced.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn write(&self, content: Bytes) -> Result<(), StorageError> {
+        self.step(self.store.put(&self.path, content.into())).await.map(drop)
+    }
+
+    /// Begins to write a large file, which is there once it is finished, and not before.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn begin(&self) -> Result<Writing<'_>, StorageError> {
+        let upload = self.step(self.store.put_multipart(&self.path)).await?;
+        Ok(Writing { place: self, upload })
+    }
+
+    /// Removes the file, if it is there.
+    ///
+    /// # Errors
+    /// [`StorageError`], but not that it is not there.
+    pub async fn remove(&self) -> Result<(), StorageError> {
+        match self.step(self.store.delete(&self.path)).await {
+            Ok(()) | Err(StorageError::NotThere { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn step<T>(&self, step: impl Future<Output = object_store::Result<T>>) -> Result<T, StorageError> {
+        match tokio::time::timeout(STEP, step).await {
+            Ok(result) => result.map_err(|error| StorageError::of(&self.url, &error)),
+            Err(_) => Err(self.stalled()),
+        }
+    }
+
+    fn stalled(&self) -> StorageError {
+        let reason = format!("no answer within {} s", STEP.as_secs());
+        StorageError::Failed { url: self.url.clone(), reason }
+    }
+}
+
+/// A large file that is being written.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    place: &'a Place,
+    upload: Box<dyn MultipartUpload>,
+}
+
+impl Writing<'_> {
+    /// Writes the next part. All but the last have to be of one size, at least 5 MiB.
+    ///
+    /// # Errors
+    /// [`StorageError`]; then [`abandon`](Self::abandon) it.
+    pub async fn part(&mut self, part: Bytes) -> Result<(), StorageError> {
+        let writing = self.upload.put_part(part.into());
+        self.place.step(writing).await
+    }
+
+    /// Makes the file be there.
+    ///
+    /// # Errors
+    /// [`StorageError`]; then [`abandon`](Self::abandon) it.
+    pub async fn finish(&mut self) -> Result<(), StorageError> {
+        self.place.step(self.upload.complete()).await.map(drop)
+    }
+
+    /// Removes what was written, as far as the store lets it.
+    pub async fn abandon(mut self) {
+        if let Err(error) = self.place.step(self.upload.abort()).await {
+            tracing::debug!(%error, "what was written of a file could not be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_local_place_is_written_read_listed_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Storage::default().place(&folder.path().display().to_string()).unwrap();
+        for name in ["a/b c%20ü#x.txt", "a/plain"] {
+            let place = root.child(name).unwrap();
+            assert_eq!(place.size().await.unwrap(), None);
+            place.write(Bytes::from_static(b"12345")).await.unwrap();
+            assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), "12345", "{name}");
+            assert_eq!(place.size().await.unwrap(), Some(5));
+        }
+        let mut files = root.files(10).await.unwrap();
+        files.sort();
+        assert_eq!(files, [("a/b c%20ü#x.txt".to_owned(), 5), ("a/plain".to_owned(), 5)]);
+        assert_eq!(Storage::default().size(root.url()).await.unwrap(), Some(10));
+        let place = root.child("a/plain").unwrap();
+        assert!(matches!(place.read(4).await, Err(StorageError::TooLarge { .. })));
+        assert_eq!(place.read(5).await.unwrap().unwrap(), "12345");
+        place.remove().await.unwrap();
+        place.remove().await.unwrap();
+        assert_eq!(place.read(5).await.unwrap(), None);
+        assert_eq!(Storage::default().size("file:///nowhere/at/all").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_large_file_is_there_when_it_is_finished_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Storage::default().place(&format!("file://{}", folder.path().display())).unwrap();
+        let place = root.child("deep/large").unwrap();
+        let mut writing = place.begin().await.unwrap();
+        writing.part(Bytes::from(vec![1; 6 << 20])).await.unwrap();
+        assert_eq!(place.size().await.unwrap(), None);
+        writing.abandon().await;
+        let mut writing = place.begin().await.unwrap();
+        writing.part(Bytes::from(vec![1; 6 << 20])).await.unwrap();
+        writing.part(Bytes::from_static(b"end")).await.unwrap();
+        writing.finish().await.unwrap();
+        assert_eq!(place.size().await.unwrap(), Some((6 << 20) + 3));
+        assert_eq!(std::fs::read_dir(folder.path().join("deep")).unwrap().count(), 1);
+        let copy = folder.path().join("copy");
+        assert_eq!(place.download(File::create(&copy).unwrap(), u64::MAX).await.unwrap(), (6 << 20) + 3);
+        assert!(std::fs::read(copy).unwrap().ends_with(b"end"));
+    }
+
+    #[test]
+    fn an_error_is_told_in_one_line() {
+        assert_eq!(one_line("a\n  <b>\tc"), "a <b> c");
+        assert_eq!(one_line(&"ü".repeat(500)).chars().count(), LONGEST_ERROR + 1);
+    }
+}
