@@ -273,6 +273,9 @@ pub struct EventData {
     /// Terminal: the job's `outputData`; FILE entries filled with `fileContent` and `fileSize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_data: Option<Value>,
+    /// `completed`: the files that a training job left, each as an EXTERNAL_FILE asset with `fileSize` and `sha256`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub additional_assets: Option<Value>,
     /// `completed`: what the metrics function gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub results: Option<Value>,
@@ -308,6 +311,7 @@ impl EventData {
             job_end_time: None,
             phases: None,
             output_data: None,
+            additional_assets: None,
             results: None,
             resources: None,
         }
@@ -445,7 +449,7 @@ pub struct Phases {
     /// From the driver's first word to the end of the processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<u64>,
-    /// Reading outputs and logs.
+    /// Reading outputs and logs, and uploading what a training job left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collect: Option<u64>,
 }

@@ -150,6 +150,8 @@ pub struct Refusal {
 /// A file that a job brings along, and where it will lie.
 #[derive(Debug, Clone, Copy)]
 pub struct StagedFile<'a> {
+    /// RFC 6901 pointer to its asset.
+    pub pointer: &'a str,
     /// Its path below the working directory.
     pub path: &'a StagedPath,
     /// Its contents.
@@ -227,6 +229,7 @@ impl Job {
         check.status(&document);
         let primary = check.primary_source(&document);
         let staged = check.assets(&document);
+        check.training_output(&document);
         let flags = check.flags(&document);
         match (job_type, primary) {
             (Some(job_type), Some(primary)) if check.faults.is_empty() => {
@@ -299,6 +302,12 @@ impl Job {
         list(&self.document, "/outputData")
     }
 
+    /// Where the files that a training job leaves in `outputDir` shall go: `fileUrl` of `trainingOutput`.
+    #[must_use]
+    pub fn training_output(&self) -> Option<&str> {
+        text(self.document.get("trainingOutput")?, "fileUrl")
+    }
+
     /// The files that the job brings along: FILE assets and secondary sources, in order.
     pub fn staged_files(&self) -> impl Iterator<Item = StagedFile<'_>> {
         self.staged.iter().filter_map(|(pointer, path)| {
@@ -307,7 +316,7 @@ impl Job {
                 AssetType::File => Content::Base64(text(asset, "fileContent")?),
                 _ => Content::Text(text(asset, "sourceCode")?),
             };
-            Some(StagedFile { path, content })
+            Some(StagedFile { pointer, path, content })
         })
     }
 
@@ -589,6 +598,15 @@ impl Check {
                 self.fault(pointer, format!("{shown:?} {error}"));
                 None
             }
+        }
+    }
+
+    fn training_output(&mut self, document: &Value) {
+        self.object(document, "", "trainingOutput");
+        if let Some(output) = document.get("trainingOutput").filter(|output| output.is_object())
+            && self.required(output, "/trainingOutput", "fileUrl") == Some("")
+        {
+            self.fault("/trainingOutput/fileUrl", "is empty; give the URL of a folder");
         }
     }
 

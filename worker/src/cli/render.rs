@@ -196,7 +196,8 @@ pub fn outcome(event: &Event) -> String {
                 let results = serde_json::to_string_pretty(results).unwrap_or_else(|_| results.to_string());
                 lines.push(format!("results:\n{}", plain(&results)));
             }
-            lines.extend(outputs(data.output_data.as_ref()));
+            lines.extend(assets("outputs:", data.output_data.as_ref()));
+            lines.extend(assets("files of the training:", data.additional_assets.as_ref()));
             lines.extend(data.resources.map(resources));
         }
         Some(EventKind::Failed) => {
@@ -284,9 +285,9 @@ fn indented_tail(text: &str) -> String {
     shown.join("\n")
 }
 
-fn outputs(output_data: Option<&Value>) -> Option<String> {
-    let assets = output_data?.as_array().filter(|assets| !assets.is_empty())?;
-    let mut lines = vec!["outputs:".to_owned()];
+fn assets(title: &str, assets: Option<&Value>) -> Option<String> {
+    let assets = assets?.as_array().filter(|assets| !assets.is_empty())?;
+    let mut lines = vec![title.to_owned()];
     for asset in assets {
         let text = |key: &str| asset.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
         let name = text("filename").or_else(|| text("name")).unwrap_or("without a name");

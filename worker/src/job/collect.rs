@@ -63,7 +63,12 @@ pub async fn collect(
             if !job.outputs().iter().any(|entry| AssetType::of(entry) == Some(AssetType::File)) {
                 // Nothing to read, and so nothing that another thread would be needed for.
                 let output_data = Value::Array(job.outputs().to_vec());
-                return End::Completed(Box::new(Completion { results, output_data, complaints }));
+                return End::Completed(Box::new(Completion {
+                    results,
+                    output_data,
+                    additional_assets: None,
+                    complaints,
+                }));
             }
             let outputs =
                 tokio::task::spawn_blocking(move || outputs(&job, &working_directory, kept, inline)).await;
@@ -72,7 +77,12 @@ pub async fn collect(
                     course.keep_directory |= outputs.left_on_disk;
                     let complaints = [complaints, outputs.complaints].concat();
                     let output_data = outputs.output_data;
-                    End::Completed(Box::new(Completion { results, output_data, complaints }))
+                    End::Completed(Box::new(Completion {
+                        results,
+                        output_data,
+                        additional_assets: None,
+                        complaints,
+                    }))
                 }
                 Err(error) => super::submit::broken(&format!("reading the outputs was cut short: {error}")),
             }

@@ -7,6 +7,7 @@
 //! `broker::publisher`.
 
 pub mod assign;
+pub mod attachments;
 pub mod check;
 pub mod claim;
 pub mod collect;
@@ -18,6 +19,7 @@ pub mod source;
 pub mod stage;
 pub mod submit;
 pub mod track;
+pub mod upload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -190,6 +192,8 @@ pub struct Completion {
     pub results: Option<Value>,
     /// The job's outputs, FILE entries filled.
     pub output_data: Value,
+    /// The files that a training job left, as assets.
+    pub additional_assets: Option<Value>,
     /// What is wrong with the outputs, if anything.
     pub complaints: Vec<String>,
 }
@@ -284,8 +288,12 @@ async fn run_phases(
         Ok(Err(end)) => return end,
         Err(error) => return submit::broken(&format!("staging was cut short: {error}")),
     };
-    course.phases.stage = Some(since(started));
     course.notes = notes;
+    let target = match upload::prepare(context, &job).await {
+        Ok(target) => target,
+        Err(end) => return end,
+    };
+    course.phases.stage = Some(since(started));
     crash_point("after-stage");
     if let Some(reason) = stop.reason() {
         return submit::stopped(reason);
@@ -305,7 +313,10 @@ async fn run_phases(
     let clock = track::Clock { submitting, launched: Instant::now() };
     let tracked = track::track(context, claim, &mut submitted, stop, clock, course).await;
     let collecting = Instant::now();
-    let end = collect::collect(context, job, &staged, tracked, course).await;
+    let mut end = collect::collect(context, job, &staged, tracked, course).await;
+    if let Some(target) = target {
+        end = upload::upload(context, &claim.job, &staged, target, stop, course, end).await;
+    }
     course.phases.collect = Some(since(collecting));
     end
 }

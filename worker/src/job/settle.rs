@@ -64,6 +64,7 @@ pub fn terminal_event(claim: &Claim, attempt: &Attempt) -> Option<(EventKind, Ev
             terminal(claim, EventKind::Completed, completion.job_result(), course, &lines, |data| {
                 data.results.clone_from(&completion.results);
                 data.output_data = Some(completion.output_data.clone());
+                data.additional_assets.clone_from(&completion.additional_assets);
                 if !completion.complaints.is_empty() {
                     data.message = Some(completion.complaints.join("; "));
                 }

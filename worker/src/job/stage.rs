@@ -21,13 +21,14 @@ use spark_runtime_protocol::asset::{
     DRIVER, MODEL_JOB, MODEL_METADATA, MODEL_SOURCE, StagedPath, decode_base64,
 };
 use spark_runtime_protocol::event::{Failure, FailureClass};
-use spark_runtime_protocol::job::{Content, Job};
+use spark_runtime_protocol::job::{Content, Job, JobType};
 
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::check::Plan;
 use super::literal::{write_list, write_string};
+use super::upload::OUTPUT_FOLDER;
 use crate::spark::policy::Master;
 
 /// The driver program, as it is staged.
@@ -119,6 +120,10 @@ pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<St
             Content::Text(text) => file.write_all(text.as_bytes()),
             Content::Base64(encoded) => decode_base64(encoded, file).map(drop),
         })?;
+    }
+    if job.job_type() == JobType::Training {
+        let folder = working_directory.join(OUTPUT_FOLDER);
+        builder.recursive(true).create(&folder).map_err(|source| StageError { path: folder, source })?;
     }
     let modules = match plan.command_line.master() {
         // Executors are threads of the driver's JVM, and their Python starts in its directory.

@@ -41,10 +41,10 @@ pub(super) fn default_file_system(folder: &Path) -> Result<Option<String>, Strin
         Some(child.text()?.trim().to_owned())
     };
     let properties = document.descendants().filter(|node| node.has_tag_name("property"));
-    let named = properties
+    let mut named = properties
         .filter(|property| value_of(*property, "name").as_deref() == Some("fs.defaultFS"))
         .filter_map(|property| value_of(property, "value"));
-    Ok(named.last().filter(|value| !value.starts_with("file:")))
+    Ok(named.next_back().filter(|value| !value.starts_with("file:")))
 }
 
 #[cfg(test)]

@@ -363,6 +363,40 @@ impl Place {
         }
     }
 
+    /// Removes what a worker that died left of this file while it wrote it. Stores where nothing can be left are not asked.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn remove_remains(&self) -> Result<(), StorageError> {
+        let Some(name) = self.path.filename() else { return Ok(()) };
+        match self.scheme {
+            // The names that the stores' own writers begin with.
+            Scheme::Local => {
+                let remains = PathBuf::from(format!("/{}#1", self.path));
+                let removed = tokio::task::spawn_blocking(move || std::fs::remove_file(remains));
+                match removed.await.map_err(io::Error::other)? {
+                    Err(error)
+                        if !matches!(
+                            error.kind(),
+                            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                        ) =>
+                    {
+                        Err(error.into())
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Scheme::Hdfs => {
+                let parts: Vec<_> = self.path.parts().map(|part| part.as_ref().to_owned()).collect();
+                let folder = parts[..parts.len() - 1].join("/");
+                let path = Path::parse(format!("{folder}/.{name}.tmp.1"))
+                    .map_err(|error| StorageError::of(&self.url, &error.into()))?;
+                Self { path, ..self.clone() }.remove().await
+            }
+            Scheme::S3 => Ok(()),
+        }
+    }
+
     async fn step<T>(&self, step: impl Future<Output = object_store::Result<T>>) -> Result<T, StorageError> {
         match tokio::time::timeout(STEP, step).await {
             Ok(result) => result.map_err(|error| StorageError::of(&self.url, &error)),
