@@ -16,3 +16,4 @@ mod rights;
 mod spark;
 mod time_out;
 mod tls;
+mod training;

@@ -7,6 +7,7 @@ pub mod broker;
 pub mod chaos;
 pub mod jobs;
 pub mod program;
+pub mod s3;
 pub mod wire;
 
 use std::path::PathBuf;

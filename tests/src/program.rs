@@ -57,6 +57,12 @@ impl Worker {
         Self::start_with(tempfile::tempdir().unwrap(), uri, settings, &[("SPARK_RUNTIME_CRASH_AT", place)])
     }
 
+    /// A worker with more in its environment.
+    #[must_use]
+    pub fn start_knowing(uri: &str, settings: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_with(tempfile::tempdir().unwrap(), uri, settings, environment)
+    }
+
     /// The same in a folder that another worker has used.
     #[must_use]
     pub fn start_in(home: tempfile::TempDir, uri: &str, settings: &[&str]) -> Self {

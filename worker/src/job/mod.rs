@@ -316,6 +316,7 @@ async fn run_phases(
     let mut end = collect::collect(context, job, &staged, tracked, course).await;
     if let Some(target) = target {
         end = upload::upload(context, &claim.job, &staged, target, stop, course, end).await;
+        crash_point("after-upload");
     }
     course.phases.collect = Some(since(collecting));
     end
