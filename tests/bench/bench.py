@@ -6,6 +6,7 @@
     idle         memory of a worker and its guard that have nothing to do
     staging      memory of `spark-runtime run` with a FILE asset of 100 MB
     log          memory of a worker and its guard over a job that prints 50 MB
+    upload       memory of a worker over a training job that leaves 1 GB in outputDir, for a folder and for S3
 
 What is compared is measured in alternating rounds; the rows give medians. The publisher and the subscriber are the same
 for both systems: this process, with pika. It does not wait for the broker's confirmations, which would measure how fast
@@ -19,12 +20,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -372,10 +375,10 @@ class Bench:
         return {"SPARK__HOME": self.options.spark_home, "SPARK__PYTHON": self.options.spark_python}
 
     @contextlib.contextmanager
-    def worker(self, *settings):
+    def worker(self, *settings, variables=()):
         """A worker that takes jobs, and is gone afterwards."""
         broker = self.broker
-        environment = self.settings(*settings)
+        environment = {**self.settings(*settings), **dict(variables)}
         process = Process([self.options.program, "worker"], environment, self.folder / "worker.log")
         try:
             broker.wait_for_consumers("spark.jobs", 1, process)
@@ -537,6 +540,69 @@ class Bench:
         )
 
 
+    def upload(self):
+        size = 1000 * 2**20
+        there = self.folder / "there"
+        there.mkdir()
+        with self.s3() as endpoint:
+            environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+            for name, url in (("a folder", there), ("S3", "s3a://bench/models")):
+                # A worker for each: what the first one has taken it does not give back.
+                settings = {"WORKER__MAX_RUNNING": 1, "STORAGE__S3_ENDPOINT": endpoint, "JOB__KEEP": "never"}
+                with self.worker(self.fake_spark(), settings, variables=environment) as worker:
+                    self.upload_to(name, url, size, worker)
+
+    def upload_to(self, name, url, size, worker):
+        def trains(*directives):
+            document = fake_job(*directives, jobType="MODEL_BATCH_TRAINING_JOB", trainingOutput={"fileUrl": str(url)})
+            document["model"]["storedModel"]["modelAssets"][0]["trainingFunction"] = "score"
+            return document
+
+        listener = Listener(self.broker, "spark.results")
+        Ours(self.broker, listener, lambda: fake_job("print x")).one_by_one(20)
+        before = status(worker, "VmHWM") or 0
+        seconds = Ours(self.broker, listener, lambda: trains(f"write-megabytes outputDir/large {size >> 20}")).one_by_one(1)[0]
+        after = status(worker, "VmHWM") or 0
+        listener.close()
+        more = after - before
+        self.table.add(
+            f"upload of 1 GB to {name}, peak of the worker",
+            f"{before / MB:.1f} > {after / MB:.1f} MB",
+            f"{seconds:.1f} s in all",
+            f"{more / MB:+.1f} MB",
+            "+64 MB",
+            more <= 64 * MB,
+        )
+
+    @contextlib.contextmanager
+    def s3(self):
+        """A real S3 server with a folder of its own."""
+        folder = self.folder / "s3"
+        folder.mkdir()
+        names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc")
+        with contextlib.ExitStack() as held:
+            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+            ports = dict(zip(names, (one.getsockname()[1] for one in sockets)))
+        arguments = [self.options.weed, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0"]
+        arguments += [f"-dir={folder}", f"-filer.localSocket={folder / 'filer.sock'}"]
+        arguments += [f"-{name}={port}" for name, port in ports.items()]
+        environment = {**os.environ, "AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+        process = Process(arguments, environment, self.folder / "s3.log")
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                process.must_run()
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(endpoint + "/healthz", timeout=10).close()
+                    break
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"the S3 server does not answer; see {process.log}")
+                time.sleep(0.1)
+            yield endpoint
+        finally:
+            process.stop()
+
     # ---- the ledger
 
     def ledger(self):
@@ -577,12 +643,12 @@ class Bench:
         connection.close()
 
 
-MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "ledger"]
+MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "ledger"]
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("program", "fake", "true", "broker", "spark-home", "spark-python"):
+    for name in ("program", "fake", "true", "broker", "spark-home", "spark-python", "weed"):
         parser.add_argument(f"--{name}", required=True, type=lambda text: str(Path(text).absolute()))
     parser.add_argument("--only", default=",".join(MEASUREMENTS), help="some of the names above, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="rounds against Celery")
