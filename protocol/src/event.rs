@@ -231,6 +231,12 @@ pub struct EventData {
     /// One plain sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// `accepted`, terminal: what was fetched from git for the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<FetchedSource>>,
+    /// `accepted`, terminal: the runtime that the attempt got.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeUsed>,
     /// `submitted`: the cluster's id of the application, where there is a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_id: Option<String>,
@@ -297,6 +303,8 @@ impl EventData {
             time: Timestamp::now(),
             correlation_id: None,
             message: None,
+            sources: None,
+            runtime: None,
             application_id: None,
             tracking_url: None,
             next_attempt: None,
@@ -316,6 +324,31 @@ impl EventData {
             resources: None,
         }
     }
+}
+
+/// A file of a job that was fetched from a git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FetchedSource {
+    /// RFC 6901 pointer to the asset in the job.
+    pub asset: String,
+    /// The address of the repository; there are never credentials in it.
+    pub repository: String,
+    /// The id of the commit that was taken.
+    pub commit: String,
+    /// The file's path in the repository.
+    pub path: String,
+}
+
+/// The Python that ran, or was to run, an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeUsed {
+    /// Its name in the worker's settings, or one made of what it was built of.
+    pub name: String,
+    /// The version of Python, when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub python: Option<String>,
 }
 
 /// The bodies that were published under one id, each by the first 16 hexadecimal digits of its SHA-256.

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::asset::{AssetType, StagedPath, decode_base64};
 use crate::json::{self, Fault, Faults, step};
+use crate::repository::{self, GitFile};
 
 /// Identifies a job for its whole life: 1 to 128 letters, digits, `-`, `_` or `:`, so that it is one word of a routing
 /// key and a file name everywhere.
@@ -165,6 +166,17 @@ pub enum Content<'a> {
     Text(&'a str),
     /// Bytes in base64; known to be valid.
     Base64(&'a str),
+    /// Bytes as they were fetched from a repository.
+    Bytes(&'a [u8]),
+}
+
+/// An asset whose content is in a git repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryAsset {
+    /// Where the asset stands in the job.
+    pub pointer: String,
+    /// Where its content is.
+    pub file: GitFile,
 }
 
 /// One flag of spark-submit (`--executor-memory`) or one Spark property (`spark.executor.memory`) that a job asks for.
@@ -189,6 +201,10 @@ pub struct Job {
     /// The places of FILE assets and secondary sources: pointer of the asset's content, and path.
     staged: Vec<(String, StagedPath)>,
     flags: Vec<RequestedFlag>,
+    /// The assets whose content is in a repository, in order.
+    in_git: Vec<RepositoryAsset>,
+    /// What was fetched for them, by their pointers.
+    fetched: HashMap<String, Vec<u8>>,
 }
 
 const MODEL_ASSETS: &str = "/model/storedModel/modelAssets";
@@ -228,12 +244,13 @@ impl Job {
         let job_type = check.job_type(&document);
         check.status(&document);
         let primary = check.primary_source(&document);
-        let staged = check.assets(&document);
+        let Staging { paths: staged, in_git, .. } = check.assets(&document);
         check.training_output(&document);
         let flags = check.flags(&document);
         match (job_type, primary) {
             (Some(job_type), Some(primary)) if check.faults.is_empty() => {
-                Ok(Self { id, job_type, document, primary, staged, flags })
+                let fetched = HashMap::new();
+                Ok(Self { id, job_type, document, primary, staged, flags, in_git, fetched })
             }
             (job_type, _) => Err(Refusal { id, job_type, faults: check.faults.into_vec() }),
         }
@@ -269,10 +286,54 @@ impl Job {
         format!("{MODEL_ASSETS}/{}", self.primary)
     }
 
-    /// The primary source's text.
+    /// The primary source's text; empty as long as it has not been fetched from its repository.
     #[must_use]
     pub fn source_code(&self) -> &str {
-        text(self.primary_source(), "sourceCode").unwrap_or_default()
+        let fetched = self.fetched.get(&self.primary_pointer());
+        match fetched {
+            // Known to be UTF-8.
+            Some(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
+            None => text(self.primary_source(), "sourceCode").unwrap_or_default(),
+        }
+    }
+
+    /// The assets whose content is in a git repository, in order.
+    #[must_use]
+    pub fn in_git(&self) -> &[RepositoryAsset] {
+        &self.in_git
+    }
+
+    /// Whether the content of every asset is here.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.in_git.iter().all(|asset| self.fetched.contains_key(&asset.pointer))
+    }
+
+    /// The job with what was fetched for each of [`Job::in_git`], by the pointers of the assets.
+    ///
+    /// The document stays as it was sent: the model sees its assets unchanged.
+    ///
+    /// # Errors
+    /// A primary source that is no text, or has none; an asset for which nothing was fetched.
+    pub fn with_fetched(mut self, fetched: HashMap<String, Vec<u8>>) -> Result<Self, Vec<Fault>> {
+        self.fetched = fetched;
+        let mut faults = Vec::new();
+        for RepositoryAsset { pointer, file } in &self.in_git {
+            let primary = *pointer == self.primary_pointer();
+            match self.fetched.get(pointer).map(|bytes| std::str::from_utf8(bytes)) {
+                None => faults.push(Fault::new(pointer, "was not fetched from its repository")),
+                Some(Err(error)) if primary => {
+                    let words = format!("is no text in UTF-8: {error}");
+                    faults.push(Fault::new(pointer, format!("{} of {} {words}", file.path, file.revision())));
+                }
+                Some(Ok(text)) if primary && text.trim().is_empty() => {
+                    let words = "is empty; the primary source holds the model's functions";
+                    faults.push(Fault::new(pointer, format!("{} of {} {words}", file.path, file.revision())));
+                }
+                Some(_) => {}
+            }
+        }
+        if faults.is_empty() { Ok(self) } else { Err(faults) }
     }
 
     /// The function that the primary source names under one of `keys`, when it names one.
@@ -308,9 +369,13 @@ impl Job {
         text(self.document.get("trainingOutput")?, "fileUrl")
     }
 
-    /// The files that the job brings along: FILE assets and secondary sources, in order.
+    /// The files that the job brings along: FILE assets and secondary sources, in order; what is in a repository once it
+    /// has been fetched.
     pub fn staged_files(&self) -> impl Iterator<Item = StagedFile<'_>> {
         self.staged.iter().filter_map(|(pointer, path)| {
+            if let Some(bytes) = self.fetched.get(pointer) {
+                return Some(StagedFile { path, content: Content::Bytes(bytes) });
+            }
             let asset = self.document.pointer(pointer)?;
             let content = match AssetType::of(asset)? {
                 AssetType::File => Content::Base64(text(asset, "fileContent")?),
@@ -480,7 +545,7 @@ impl Check {
     }
 
     /// Looks at every asset of the job; gives what is to be staged.
-    fn assets(&mut self, document: &Value) -> Vec<(String, StagedPath)> {
+    fn assets(&mut self, document: &Value) -> Staging {
         let mut staging = Staging::default();
         for (index, asset) in list(document, MODEL_ASSETS).iter().enumerate() {
             self.asset(asset, &format!("{MODEL_ASSETS}/{index}"), Use::Model, &mut staging);
@@ -496,7 +561,7 @@ impl Check {
                 Some(other) => self.wrong_type(&format!("/{key}"), other, "a list of assets"),
             }
         }
-        staging.paths
+        staging
     }
 
     fn asset(&mut self, asset: &Value, at: &str, usage: Use, staging: &mut Staging) {
@@ -536,14 +601,16 @@ impl Check {
     }
 
     fn file(&mut self, asset: &Value, at: &str, usage: Use, staging: &mut Staging) {
-        let path = self.path(asset, at, &["filename", "name"]);
+        let path = self.path(asset, at, &FILE_PATHS);
         if usage == Use::Output {
             if let Some((pointer, path)) = path {
                 staging.output(self, pointer, path);
             }
             return;
         }
-        if let Some(content) = self.required(asset, at, "fileContent")
+        if repository::is_in_git(asset, "fileContent") {
+            self.in_git(asset, at, &FILE_PATHS, true, staging);
+        } else if let Some(content) = self.required(asset, at, "fileContent")
             && let Err(error) = decode_base64(content, &mut io::sink())
         {
             self.fault(step(at, "fileContent"), format!("is not base64: {error}"));
@@ -569,7 +636,11 @@ impl Check {
         {
             self.string(asset, at, key);
         }
-        let source = self.required(asset, at, "sourceCode");
+        let in_git = repository::is_in_git(asset, "sourceCode");
+        if in_git {
+            self.in_git(asset, at, &SOURCE_PATHS, !primary, staging);
+        }
+        let source = if in_git { None } else { self.required(asset, at, "sourceCode") };
         if primary {
             if source.is_some_and(|source| source.trim().is_empty()) {
                 self.fault(
@@ -580,8 +651,28 @@ impl Check {
             // It is staged under a name of the service's own; its own name is no path.
             return;
         }
-        if let Some((pointer, path)) = self.path(asset, at, &["sourceCodeFilePath", "name"]) {
+        if let Some((pointer, path)) = self.path(asset, at, &SOURCE_PATHS) {
             staging.input(self, at, pointer, path);
+        }
+    }
+
+    /// `is_staged`: the asset's own path is also its place, and judged as that.
+    fn in_git(
+        &mut self,
+        asset: &Value,
+        at: &str,
+        own_paths: &[&str; 2],
+        is_staged: bool,
+        staging: &mut Staging,
+    ) {
+        match repository::read(asset, at, own_paths) {
+            Ok(file) => staging.in_git.push(RepositoryAsset { pointer: at.to_owned(), file }),
+            Err(faults) => {
+                let at_info = step(at, repository::REPOSITORY_INFO);
+                for fault in faults.into_iter().filter(|f| !is_staged || f.pointer.starts_with(&at_info)) {
+                    self.faults.push(fault);
+                }
+            }
         }
     }
 
@@ -646,6 +737,11 @@ impl Check {
     }
 }
 
+/// The keys under which a FILE asset has its path, in the order in which they are looked at.
+const FILE_PATHS: [&str; 2] = ["filename", "name"];
+/// The same for a SOURCE_CODE asset.
+const SOURCE_PATHS: [&str; 2] = ["sourceCodeFilePath", "name"];
+
 /// What an asset is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
@@ -666,6 +762,8 @@ struct Staging {
     outputs: HashMap<String, String>,
     /// Folded path of every folder -> pointer of the first output that lies in it.
     output_folders: HashMap<String, String>,
+    /// The assets whose content is in a repository.
+    in_git: Vec<RepositoryAsset>,
 }
 
 impl Staging {
@@ -866,6 +964,89 @@ mod tests {
                 faults_after(|job| job["jobStatus"] = json!(status))[0].contains("publish it as CREATED")
             );
         }
+    }
+
+    fn with_git(change: impl FnOnce(&mut Value)) -> Value {
+        let mut document = valid();
+        let assets = document["model"]["storedModel"]["modelAssets"].as_array_mut().unwrap();
+        let info = json!({"repositoryType": "GIT_REPO", "repositoryRemote": "/srv/models.git", "repositoryBranch": "main"});
+        for (index, content) in [(0, "sourceCode"), (1, "sourceCode"), (2, "fileContent")] {
+            assets[index].as_object_mut().unwrap().shift_remove(content);
+            assets[index]["repositoryInfo"] = info.clone();
+        }
+        change(&mut document);
+        document
+    }
+
+    #[test]
+    fn what_is_in_a_repository_has_no_content_until_it_is_fetched_and_the_document_stays_as_it_was() {
+        let job = read(&with_git(|_| {})).unwrap();
+        let paths: Vec<_> = job.in_git().iter().map(|asset| asset.file.path.as_str().to_owned()).collect();
+        assert_eq!(paths, ["m.py", "pkg/h.py", "t.txt"]);
+        assert!(!job.is_whole() && job.source_code().is_empty() && job.staged_files().count() == 0);
+        let pointers: Vec<_> = job.in_git().iter().map(|asset| asset.pointer.clone()).collect();
+        let contents: [&[u8]; 3] = [b"def score(a,b,c): pass", b"", b"\xff\0"];
+        let fetched = pointers.into_iter().zip(contents.map(<[u8]>::to_vec)).collect();
+        let before = job.document().to_string();
+        let job = job.with_fetched(fetched).unwrap();
+        assert!(job.is_whole());
+        assert_eq!(job.source_code(), "def score(a,b,c): pass");
+        assert_eq!(job.document().to_string(), before);
+        let staged: Vec<_> = job.staged_files().map(|file| (file.path.as_str(), file.content)).collect();
+        assert!(matches!(staged[0], ("pkg/h.py", Content::Bytes(b""))));
+        assert!(matches!(staged[1], ("t.txt", Content::Bytes(b"\xff\0"))));
+    }
+
+    #[test]
+    fn a_primary_source_that_was_fetched_has_to_be_a_text_that_is_not_blank() {
+        for (content, words) in [(&b"\xff"[..], "is no text in UTF-8"), (b" \n", "is empty")] {
+            let job = read(&with_git(|_| {})).unwrap();
+            let fetched =
+                job.in_git().iter().map(|asset| (asset.pointer.clone(), content.to_vec())).collect();
+            let faults = job.with_fetched(fetched).unwrap_err();
+            assert_eq!(faults.len(), 1);
+            assert!(faults[0].message.contains(words), "{faults:?}");
+        }
+        let job = read(&with_git(|_| {})).unwrap();
+        assert_eq!(job.with_fetched(HashMap::new()).unwrap_err().len(), 3);
+    }
+
+    #[test]
+    fn an_asset_that_brings_its_content_along_is_not_looked_for_in_a_repository() {
+        let job = read(&with_git(|job| {
+            job["model"]["storedModel"]["modelAssets"][0]["sourceCode"] = json!("def score(a,b,c): pass");
+            job["model"]["storedModel"]["modelAssets"][0]["repositoryInfo"]["repositoryRemote"] =
+                json!("ext::no");
+        }))
+        .unwrap();
+        assert_eq!(job.in_git().len(), 2);
+        assert_eq!(job.source_code(), "def score(a,b,c): pass");
+    }
+
+    #[test]
+    fn every_fault_of_a_repository_is_a_fault_of_the_job() {
+        let faults = |change: fn(&mut Value)| -> Vec<String> {
+            let refusal = read(&with_git(change)).unwrap_err();
+            refusal
+                .faults
+                .iter()
+                .map(|fault| fault.pointer.rsplit_once("Assets/").unwrap().1.to_owned())
+                .collect()
+        };
+        assert_eq!(
+            faults(|job| *job.pointer_mut("/model/storedModel/modelAssets/0/name").unwrap() = json!(null)),
+            ["0/sourceCodeFilePath"]
+        );
+        assert_eq!(
+            faults(|job| *job.pointer_mut("/model/storedModel/modelAssets/1/sourceCodeFilePath").unwrap() =
+                json!("../x")),
+            ["1/sourceCodeFilePath"]
+        );
+        assert_eq!(
+            faults(|job| *job.pointer_mut("/model/storedModel/modelAssets/2/repositoryInfo").unwrap() =
+                json!({"repositoryType": "GIT_REPO", "commit": "x"})),
+            ["2/repositoryInfo/repositoryRemote", "2/repositoryInfo/commit"]
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod event;
 pub mod job;
 pub mod json;
 pub mod rights;
+pub mod repository;
 pub mod schema;
 pub mod tls;
 pub mod topology;

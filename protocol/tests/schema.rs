@@ -13,18 +13,20 @@ use serde_json::{Map, Value, json};
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
 use spark_runtime_protocol::command::{self, Answer, Command, Standing, Verb};
 use spark_runtime_protocol::event::{
-    CONTENT_TYPE, Digests, Event, EventData, EventKind, Failure, FailureClass, Frame, JobResult, JobStatus,
-    ModelException, Phases, Resources, TraceContext,
+    CONTENT_TYPE, Digests, Event, EventData, EventKind, Failure, FailureClass, FetchedSource, Frame,
+    JobResult, JobStatus, ModelException, Phases, Resources, RuntimeUsed, TraceContext,
 };
 use spark_runtime_protocol::job::INIT_KEY;
 use spark_runtime_protocol::json::{Fault, step};
+use spark_runtime_protocol::repository::{Commit, RefName, Remote, RepositoryPath};
 use spark_runtime_protocol::{Job, JobId, JobType, schema, topology};
 
-const FIXTURES: [(&str, &str); 4] = [
+const FIXTURES: [(&str, &str); 5] = [
     ("score.json", include_str!("fixtures/score.json")),
     ("metrics.json", include_str!("fixtures/metrics.json")),
     ("training.json", include_str!("fixtures/training.json")),
     ("smallest.json", include_str!("fixtures/smallest.json")),
+    ("git.json", include_str!("fixtures/git.json")),
 ];
 
 fn parsed(text: &str) -> Value {
@@ -128,6 +130,12 @@ fn other_values() -> Vec<Value> {
         "FILE",
         "EXTERNAL_FILE",
         "SQL",
+        "GIT_REPO",
+        "https://user:password@host/x",
+        "a@b:c",
+        "-x",
+        "a b",
+        "0123456789abcdef0123456789abcdef01234567",
         "MODEL_BATCH_JOB",
         "aGk=",
         "?",
@@ -294,6 +302,93 @@ fn the_schema_takes_exactly_the_names_that_may_be_staged() {
 }
 
 #[test]
+fn the_schema_takes_exactly_what_can_be_handed_to_git() {
+    let texts = [
+        "",
+        "/",
+        "/a b",
+        "/a\nb",
+        "file:///x",
+        "file://x",
+        "https://h/p",
+        "https://h",
+        "http://h:80/p",
+        "https://h:port/p",
+        "https://[::1]/p",
+        "https://u@h/p",
+        "https://u:p@h/p",
+        "https://h/p?token=x",
+        "https://h/p#x",
+        "https://h/p@q",
+        "ssh://h/p",
+        "ssh://u@h:22/p",
+        "ssh://u:p@h/p",
+        "ssh://-u@h/p",
+        "ssh://-h/p",
+        "u@h:p",
+        "u@h:",
+        "-u@h:p",
+        "u@-h:p",
+        "h:p",
+        "ext::sh -c x",
+        "--upload-pack=x",
+        "git://h/p",
+        "relative",
+        "\u{85}",
+        "/\u{85}",
+        "u@h:a@b:c",
+        "main",
+        "a/b",
+        "a..b",
+        "a//b",
+        "/a",
+        "a/",
+        "a.",
+        ".a",
+        "a/.b",
+        "a.lock",
+        "a.lock/b",
+        "a@{b",
+        "@",
+        "a^b",
+        "a~b",
+        "a?b",
+        "a*b",
+        "a[b",
+        "a\\b",
+        "a\u{7f}",
+        "-x",
+        "\u{fc}",
+        "a\n",
+        ".",
+        "..",
+        "a/../b",
+        "./a",
+        "...",
+        "a:b",
+        "0123456789abcdef0123456789abcdef01234567",
+        "0123456789ABCDEF0123456789abcdef01234567",
+        "0123456",
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    ];
+    let long = "a".repeat(3000);
+    let mut taken = 0;
+    for text in texts.into_iter().chain([&long[..], &long[..1024], &long[..1025]]) {
+        for (name, expected) in [
+            ("gitRemote", Remote::new(text).is_ok()),
+            ("gitName", RefName::new(text).is_ok()),
+            ("gitCommit", Commit::new(text).is_ok()),
+            ("repositoryPath", RepositoryPath::new(text).is_ok()),
+        ] {
+            let schema = part(schema::job(), &format!("/$defs/{name}"));
+            assert_eq!(schema.is_valid(&json!(text)), expected, "{name}: {text:?}");
+            taken += u32::from(expected);
+        }
+    }
+    assert!(taken > 50, "{taken} taken");
+}
+
+#[test]
 fn the_schemas_take_exactly_the_job_ids() {
     let long = "x".repeat(128);
     let too_long = "x".repeat(129);
@@ -455,6 +550,15 @@ fn full(kind: EventKind) -> Event {
     let data = &mut event.data;
     data.correlation_id = Some("c".to_owned());
     data.message = Some("m".to_owned());
+    if kind == EventKind::Accepted || kind.is_terminal() {
+        data.sources = Some(vec![FetchedSource {
+            asset: "/model/storedModel/modelAssets/0".to_owned(),
+            repository: "https://git.example.com/models.git".to_owned(),
+            commit: "0123456789abcdef0123456789abcdef01234567".to_owned(),
+            path: "models/titanic.py".to_owned(),
+        }]);
+        data.runtime = Some(RuntimeUsed { name: "sklearn".to_owned(), python: Some("3.11.2".to_owned()) });
+    }
     if kind == EventKind::Submitted {
         data.application_id = Some("local-1".to_owned());
         data.tracking_url = Some("http://localhost:4040".to_owned());

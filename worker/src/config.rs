@@ -95,6 +95,8 @@ enum Kind {
         least: u64,
     },
     Choice(&'static [&'static str]),
+    /// Any of these words.
+    Words(&'static [&'static str]),
     /// Names of environment variables.
     Variables,
     /// Environment variables with their values, some of which are secrets.
@@ -373,6 +375,54 @@ pub static SETTINGS: &[Setting] = &[
          that it always gets (such as PATH, HOME, LANG and JAVA_HOME). The worker's own settings are never handed on.",
     ),
     setting(
+        "git.program",
+        Kind::Program,
+        "git",
+        "The git program, of release 2.29 or later, by which sources that jobs only refer to are fetched.",
+    ),
+    setting(
+        "git.transports",
+        Kind::Words(&["file", "https", "http", "ssh"]),
+        "file,https,ssh",
+        "The ways in which repositories may be reached: `file` is a folder of the worker's machine, `http` is not encrypted. A job \
+         whose repository is reached in another way is rejected; with an empty list every job that needs a repository is.",
+    ),
+    setting(
+        "git.credentials",
+        Kind::Path,
+        "",
+        "A file of users and passwords or tokens for repositories that are reached by HTTP, one `https://user:token@host` a line, \
+         as `git credential-store` keeps them. It is read by git alone and never written. It should be readable by the worker's \
+         user only. For `ssh` the keys and known hosts of that user count.",
+    ),
+    setting(
+        "git.timeout",
+        span(SECOND),
+        "2m",
+        "How long it may take to get everything that a job has in repositories. Then the attempt has failed with the class \
+         `infrastructure`, which is tried again.",
+    ),
+    setting(
+        "git.max_fetch",
+        Kind::Size { least: 64 * 1024 },
+        "1GiB",
+        "How much one commit of a repository may take, as it is transferred. A job that needs a larger one is rejected. Only the one \
+         commit is fetched, without its history.",
+    ),
+    setting(
+        "git.max_file",
+        Kind::Size { least: 1024 },
+        "64MiB",
+        "The largest file that a job may have in a repository.",
+    ),
+    setting(
+        "git.cache_size",
+        Kind::Size { least: 0 },
+        "4GiB",
+        "How much disk is used to remember what was fetched, in the folder `repositories` of `job.directory`, which all workers of a \
+         machine share. What was not used for the longest time goes first.",
+    ),
+    setting(
         "log.limit",
         Kind::Size { least: 16 * 1024 },
         "64MiB",
@@ -445,6 +495,8 @@ pub struct Settings {
     pub ledger: LedgerSettings,
     /// Spark and spark-submit.
     pub spark: SparkSettings,
+    /// Sources in git.
+    pub git: GitSettings,
     /// The logs of jobs.
     pub log: LogSettings,
     effective: Vec<Effective>,
@@ -576,6 +628,25 @@ pub struct SparkSettings {
     pub environment: BTreeMap<String, Secret>,
     /// Names of variables handed on from the worker's own environment.
     pub pass_environment: Vec<String>,
+}
+
+/// Section `git`.
+#[derive(Debug, Clone)]
+pub struct GitSettings {
+    /// The git program; a bare name is looked up on the PATH.
+    pub program: PathBuf,
+    /// The words of the transports that are taken.
+    pub transports: Vec<String>,
+    /// The file of users and passwords for HTTP.
+    pub credentials: Option<PathBuf>,
+    /// How long everything that a job has in repositories may take.
+    pub timeout: Duration,
+    /// How much one commit may take, in bytes.
+    pub max_fetch: u64,
+    /// The largest file, in bytes.
+    pub max_file: u64,
+    /// How much may be kept, in bytes.
+    pub cache_size: u64,
 }
 
 /// Section `log`.
@@ -744,6 +815,15 @@ impl Settings {
                 environment: reader.environment("spark.environment"),
                 pass_environment: reader.texts("spark.pass_environment"),
             },
+            git: GitSettings {
+                program: reader.path("git.program").unwrap_or_else(|| "git".into()),
+                transports: reader.texts("git.transports"),
+                credentials: reader.path("git.credentials"),
+                timeout: reader.span("git.timeout"),
+                max_fetch: reader.count("git.max_fetch"),
+                max_file: reader.count("git.max_file"),
+                cache_size: reader.count("git.cache_size"),
+            },
             log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
             effective: reader.effective(),
         };
@@ -857,6 +937,7 @@ impl Kind {
             }
             Self::Size { least } => format!("a size of at least {} such as 64MiB or 512KB", size_text(least)),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Words(words) => format!("a list of any of {}", words.join(", ")),
             Self::Variables => "a list of names of environment variables".to_owned(),
             Self::Environment => "a table of names and texts".to_owned(),
         }
@@ -867,7 +948,7 @@ impl Kind {
     fn of_text(self, text: &str) -> ValueKind {
         match self {
             Self::Count { .. } => text.trim().parse::<i64>().map_or_else(|_| text.into(), ValueKind::I64),
-            Self::Spans { .. } | Self::Variables => {
+            Self::Spans { .. } | Self::Variables | Self::Words(_) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 ValueKind::Array(items.map(|item| Value::new(None, item)).collect())
             }
@@ -946,6 +1027,14 @@ impl Kind {
             Self::Choice(words) => {
                 let word = text()?;
                 if words.contains(&word) { Ok(Given::Text(word.to_owned())) } else { Err(refused()) }
+            }
+            Self::Words(known) => {
+                let ValueKind::Array(items) = value else { return Err(refused()) };
+                let word = |item: &Value| match &item.kind {
+                    ValueKind::String(word) if known.contains(&word.as_str()) => Some(word.clone()),
+                    _ => None,
+                };
+                items.iter().map(word).collect::<Option<_>>().ok_or_else(refused).map(Given::Texts)
             }
             Self::Variables => {
                 let ValueKind::Array(items) = value else { return Err(refused()) };

@@ -48,6 +48,8 @@ pub mod clock;
 pub mod config;
 pub mod crash;
 pub mod job;
+pub mod program;
+pub mod repository;
 pub mod service;
 pub mod spark;
 pub mod storage;

@@ -24,8 +24,10 @@ use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
 use crate::job::claim::Reader;
 use crate::job::command::Commands;
+use crate::job::resolve::repositories_folder;
 use crate::job::settle::Desk;
 use crate::job::{Announce, Context, kept_folder};
+use crate::repository::Repositories;
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::LastWill;
@@ -192,6 +194,7 @@ pub fn context(
 ) -> Result<Context, ServiceError> {
     Ok(Context {
         judge: Judge::of(settings)?,
+        repositories: repositories(settings),
         settings: settings.clone(),
         backend,
         submits: Semaphore::new(or_processors(settings.worker.max_submits)),
@@ -200,6 +203,12 @@ pub fn context(
         announce,
         lease_ends,
     })
+}
+
+/// What gets the files that jobs have in repositories, by the settings.
+#[must_use]
+pub fn repositories(settings: &Settings) -> Repositories {
+    Repositories::new(&settings.git, repositories_folder(&settings.job.directory))
 }
 
 /// The back end by the settings, with this program as its guard.

@@ -40,6 +40,7 @@ use tracing_subscriber::EnvFilter;
 use crate::broker::dead::DeadError;
 use crate::broker::past::PastError;
 use crate::config::{Settings, SettingsError, Sources};
+use crate::repository::FetchError;
 use crate::spark::policy::PolicyError;
 
 /// Runs modelBatchJobs with spark-submit, as they come from RabbitMQ.
@@ -214,6 +215,9 @@ pub enum CliError {
     /// The arguments do not go together.
     #[error("{0}")]
     Usage(String),
+    /// What a job refers to cannot be had.
+    #[error(transparent)]
+    Repository(#[from] FetchError),
     /// A file that was named cannot be read.
     #[error("{path} cannot be read: {source}")]
     Unreadable {
@@ -296,7 +300,9 @@ impl CliError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
-            Self::Unreadable { .. } | Self::NoSuchJob(_) | Self::NothingKnown(_) => Exit::Unreadable,
+            Self::Unreadable { .. } | Self::NoSuchJob(_) | Self::NothingKnown(_) | Self::Repository(_) => {
+                Exit::Unreadable
+            }
             Self::Unwritable { .. } | Self::Closed => Exit::Unwritable,
             Self::Settings(_) | Self::Policy(_) => Exit::Configuration,
             Self::Connect(error) => of_connect(error),
@@ -429,7 +435,7 @@ fn dispatch(cli: Cli) -> Result<Exit, CliError> {
         Command::Cancel(args) => block_on(cancel::run(args, settings()?)),
         Command::Status(args) => block_on(status::run(args, settings()?)),
         Command::Jobs(args) => block_on(jobs::run(args, settings()?)),
-        Command::Validate(args) => validate::run(&args, &settings()?),
+        Command::Validate(args) => block_on(validate::run(args, settings()?)),
         Command::New(args) => new::run(&args),
         Command::Topology(args) => block_on(topology::run(args, settings()?)),
         Command::Dead(args) => block_on(dead::run(args, settings()?)),

@@ -9,6 +9,8 @@ use spark_runtime_protocol::{Job, JobId};
 use super::{CliError, Exit, input, output, render};
 use crate::config::Settings;
 use crate::job::check::{Judge, Plan};
+use crate::repository::FetchError;
+use crate::service::repositories;
 
 /// Arguments of `validate`.
 #[derive(Debug, clap::Args)]
@@ -21,12 +23,15 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, settings: &Settings) -> Result<Exit, CliError> {
+pub(super) async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
     let limit = settings.job.max_size;
     let body = input::read(&args.job, limit)?;
-    let judge = Judge::of(settings)?;
+    let judge = Judge::of(&settings)?;
     // A job without an id gets one when it is submitted.
-    let judged = input::job(&body, limit, &JobId::random()).and_then(|job| Ok((judge.plan(&job)?, job)));
+    let judged = match input::job(&body, limit, &JobId::random()) {
+        Ok(job) => whole(job, &settings).await?.and_then(|job| Ok((judge.plan(&job)?, job))),
+        Err(faults) => Err(faults),
+    };
     let faults = judged.as_ref().err().map_or(&[] as &[Fault], Vec::as_slice);
     if args.json {
         output::json(&json!({"valid": faults.is_empty(), "faults": faults}))?;
@@ -36,6 +41,18 @@ pub(super) fn run(args: &Args, settings: &Settings) -> Result<Exit, CliError> {
         )?;
     }
     Ok(if faults.is_empty() { Exit::Ok } else { Exit::Rejected })
+}
+
+/// The job with what it has in repositories, or why it cannot be had.
+async fn whole(job: Job, settings: &Settings) -> Result<Result<Job, Vec<Fault>>, CliError> {
+    if job.is_whole() {
+        return Ok(Ok(job));
+    }
+    match repositories(settings).fetch(job.in_git()).await {
+        Ok(files) => Ok(job.with_fetched(files.contents)),
+        Err(FetchError::Faults(faults)) => Ok(Err(faults)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn summary(plan: &Plan, job: &Job) -> String {

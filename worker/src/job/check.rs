@@ -61,6 +61,9 @@ impl Judge {
     /// # Errors
     /// Every reason why the job cannot be run.
     pub fn plan(&self, job: &Job) -> Result<Plan, Vec<Fault>> {
+        if !job.is_whole() {
+            return Err(vec![Fault::new("", "has sources that were not fetched from their repositories")]);
+        }
         let mut faults = Vec::new();
         let source = Source::read(job.source_code());
         let at_source = format!("{}/sourceCode", job.primary_pointer());

@@ -1,4 +1,4 @@
-//! The life of a job: assign, claim, (check,) stage, submit, track, collect, settle.
+//! The life of a job: assign, claim, (resolve, check,) stage, submit, track, collect, settle.
 //!
 //! [`run`] takes one attempt from the staged files to its end and knows no broker; [`settle`] turns that end into what
 //! is published. `spark-runtime run` and a worker differ only in where the events go.
@@ -14,6 +14,7 @@ pub mod collect;
 pub mod command;
 pub mod literal;
 pub mod outputs;
+pub mod resolve;
 pub mod settle;
 pub mod source;
 pub mod stage;
@@ -28,7 +29,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 use spark_runtime_protocol::event::{
-    Event, EventData, EventKind, Failure, FailureClass, JobResult, Phases, Resources, TraceContext,
+    Event, EventData, EventKind, Failure, FailureClass, FetchedSource, JobResult, Phases, Resources,
+    TraceContext,
 };
 use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
@@ -37,6 +39,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::crash::crash_point;
+use crate::repository::Repositories;
 use crate::spark::{Awaited, Backend};
 use check::Judge;
 
@@ -46,6 +49,8 @@ pub struct Context {
     pub settings: Settings,
     /// Judges jobs.
     pub judge: Judge,
+    /// Gets what jobs have in repositories.
+    pub repositories: Repositories,
     /// Runs them.
     pub backend: Arc<dyn Backend>,
     /// One permit for each spark-submit that may be starting at a time.
@@ -221,6 +226,8 @@ pub struct Course {
     pub keep_directory: bool,
     /// What is to be told about outputs that were there already.
     pub notes: Vec<String>,
+    /// What was fetched from repositories.
+    pub sources: Vec<FetchedSource>,
 }
 
 /// One attempt, over.
@@ -257,12 +264,20 @@ async fn run_phases(
         return submit::stopped(reason);
     }
     let started = Instant::now();
+    let job = match resolve::resolve(&context.repositories, job, stop).await {
+        Ok((job, sources)) => {
+            course.sources = sources;
+            job
+        }
+        Err(end) => return end,
+    };
     let directory = context.directory.join(attempt_folder(claim));
     course.directory = Some(directory.clone());
     let judge = context.judge.clone();
     let announce = context.announce.clone();
     let refuse = context.settings.job.refuse_existing_outputs;
     let this = claim.clone();
+    let sources = course.sources.clone();
     // Parsing, checking and writing block; they are done in one go on a thread that may.
     let prepared = tokio::task::spawn_blocking(move || {
         let plan = match judge.plan(&job) {
@@ -275,6 +290,7 @@ async fn run_phases(
         let notes = clear_outputs(&job, &this)?;
         let accepted = this.event(EventKind::Accepted, |data| {
             data.message = (!notes.is_empty()).then(|| notes.join("; "));
+            data.sources = (!sources.is_empty()).then_some(sources);
         });
         announce.announce(EventKind::Accepted, accepted);
         match stage::stage(&directory, &job, &plan, &text) {

@@ -116,6 +116,7 @@ fn terminal(
         data.job_end_time = Some(data.time.as_millisecond());
         data.phases = Some(course.phases.clone());
         data.resources = course.resources;
+        data.sources = (!course.sources.is_empty()).then(|| course.sources.clone());
         fill(data);
     });
     (kind, event)

@@ -119,6 +119,7 @@ pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<St
         writer.write(staged.path.as_str(), |file| match staged.content {
             Content::Text(text) => file.write_all(text.as_bytes()),
             Content::Base64(encoded) => decode_base64(encoded, file).map(drop),
+            Content::Bytes(bytes) => file.write_all(bytes),
         })?;
     }
     if job.job_type() == JobType::Training {
@@ -143,11 +144,14 @@ fn archive(directory: &Path, job: &Job) -> Result<PathBuf, StageError> {
         archive.start_file(MODEL_SOURCE, options)?;
         archive.write_all(job.source_code().as_bytes())?;
         for staged in job.staged_files() {
-            if let Content::Text(text) = staged.content
-                && staged.path.as_str().ends_with(".py")
-            {
+            let source = match staged.content {
+                Content::Text(text) => text.as_bytes(),
+                Content::Bytes(bytes) => bytes,
+                Content::Base64(_) => continue,
+            };
+            if staged.path.as_str().ends_with(".py") {
                 archive.start_file(staged.path.as_str(), options)?;
-                archive.write_all(text.as_bytes())?;
+                archive.write_all(source)?;
             }
         }
         archive.finish()?.flush()
