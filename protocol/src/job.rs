@@ -207,6 +207,8 @@ pub struct Job {
     fetched: HashMap<String, Vec<u8>>,
 }
 
+/// The role of an asset that lists the packages that a model requires.
+const REQUIRED_LIBRARIES: &str = "REQUIRED_LIBRARIES";
 const MODEL_ASSETS: &str = "/model/storedModel/modelAssets";
 
 impl Job {
@@ -382,6 +384,26 @@ impl Job {
                 _ => Content::Text(text(asset, "sourceCode")?),
             };
             Some(StagedFile { pointer, path, content })
+        })
+    }
+
+    /// The lists of packages that the model requires: FILE and SOURCE_CODE assets of the model with the role
+    /// REQUIRED_LIBRARIES, in order. Pointer, place in the working directory (none for the primary source), content.
+    pub fn required_libraries(&self) -> impl Iterator<Item = (String, Option<&StagedPath>, Content<'_>)> {
+        let assets = list(&self.document, MODEL_ASSETS).iter().enumerate();
+        assets.filter_map(|(index, asset)| {
+            if text(asset, "assetRole") != Some(REQUIRED_LIBRARIES) {
+                return None;
+            }
+            let pointer = format!("{MODEL_ASSETS}/{index}");
+            let path = self.staged.iter().find(|(staged, _)| *staged == pointer).map(|(_, path)| path);
+            let content = match (self.fetched.get(&pointer), AssetType::of(asset)?) {
+                (Some(bytes), _) => Content::Bytes(bytes),
+                (None, AssetType::File) => Content::Base64(text(asset, "fileContent")?),
+                (None, AssetType::SourceCode) => Content::Text(text(asset, "sourceCode")?),
+                _ => return None,
+            };
+            Some((pointer, path, content))
         })
     }
 
@@ -1009,6 +1031,20 @@ mod tests {
         }
         let job = read(&with_git(|_| {})).unwrap();
         assert_eq!(job.with_fetched(HashMap::new()).unwrap_err().len(), 3);
+    }
+
+    #[test]
+    fn the_lists_of_required_packages_are_found_by_their_role() {
+        let mut document = valid();
+        let assets = document["model"]["storedModel"]["modelAssets"].as_array_mut().unwrap();
+        assets[2]["assetRole"] = json!("REQUIRED_LIBRARIES");
+        assets[3]["assetRole"] = json!("REQUIRED_LIBRARIES");
+        assets.push(json!({"name": "r.txt", "assetType": "SOURCE_CODE", "assetRole": "REQUIRED_LIBRARIES", "sourceCode": "a"}));
+        let job = read(&document).unwrap();
+        let lists: Vec<_> =
+            job.required_libraries().map(|(pointer, path, _)| (pointer, path.unwrap().to_string())).collect();
+        let at = |index: u32| format!("/model/storedModel/modelAssets/{index}");
+        assert_eq!(lists, [(at(2), "t.txt".to_owned()), (at(4), "r.txt".to_owned())]);
     }
 
     #[test]

@@ -74,6 +74,9 @@ pub const SEEN_RENEWAL_HEADER: &str = "x-seen-renewal";
 pub const SEEN_FOR_HEADER: &str = "x-seen-for-ms";
 /// Header of a dead job, and of its replay: the claim by which it was settled.
 pub const SETTLED_CLAIM_HEADER: &str = "x-settled-claim";
+/// Header of a job that is offered to other workers: for how long it has been, in milliseconds, because those that had it
+/// have no runtime for it.
+pub const UNFIT_FOR_HEADER: &str = "x-unfit-for-ms";
 /// Header that the broker adds to what it delivers from a stream: its place there.
 pub const STREAM_OFFSET_HEADER: &str = "x-stream-offset";
 /// Argument of a consumer of a stream: where to begin.

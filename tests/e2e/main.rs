@@ -13,6 +13,7 @@ mod life;
 mod ownership;
 mod past;
 mod rights;
+mod platform;
 mod spark;
 mod time_out;
 mod tls;

@@ -14,6 +14,7 @@ use spark_runtime_protocol::event::{EventKind, FailureClass, JobResult};
 use spark_runtime_tests::broker::Vhost;
 use spark_runtime_tests::jobs::assets;
 use spark_runtime_tests::program::{Worker, binary, children_of, processes_below};
+use spark_runtime_tests::repository::Repository;
 use spark_runtime_tests::{project, until};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -326,4 +327,61 @@ async fn a_job_published_from_python_is_followed_from_javascript() {
     for text in [&said, &heard] {
         assert!(text.contains("completed"), "python: {said}\njavascript: {heard}");
     }
+}
+
+const IN_GIT: &str = r#"
+import pkg.helper
+
+def score(inputs, outputs, attachments):
+    # The model sees its assets as they were sent.
+    assert attachments[0]["odd"] == [True, None]
+    text = open("data/note.txt").read()
+    with open("summary.txt", "w") as summary:
+        summary.write("%s %s" % (pkg.helper.NAME, text))
+"#;
+
+#[tokio::test]
+async fn a_model_in_git_runs_on_the_real_spark_with_its_helper_and_its_file() {
+    let parts = Parts::take().await;
+    let mut place = Vhost::ready(&DELAYS).await;
+    let worker = parts.worker(&place.vhost.uri(), &[]);
+    let repository = Repository::new();
+    let commit = repository.commit(&[
+        ("src/model.py", IN_GIT),
+        ("src/pkg/helper.py", "NAME = 'helped'\n"),
+        ("src/pkg/__init__.py", ""),
+        ("notes/first.txt", "noted"),
+    ]);
+    let mut info = repository.info("main");
+    info["repositoryPath"] = json!("src");
+    let mut note = repository.info("main");
+    note["filePath"] = json!("notes/first.txt");
+    let mut job = spark_job("git", "");
+    let all = assets(&mut job);
+    all[0] = json!({
+        "name": "model.py", "assetType": "SOURCE_CODE", "primaryModelSource": true, "scoreFunction": "score",
+        "repositoryInfo": info});
+    all.extend([
+        json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/helper.py", "repositoryInfo": info}),
+        json!({"name": "i", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/__init__.py", "repositoryInfo": info}),
+        json!({"name": "n", "assetType": "FILE", "filename": "data/note.txt", "repositoryInfo": note}),
+        json!({"name": "w", "assetType": "EXTERNAL_FILE", "fileUrl": "/w", "odd": [true, null]}),
+    ]);
+    // What its Spark brings along counts as installed.
+    all.push(
+        json!({"name": "requirements.txt", "assetType": "SOURCE_CODE", "assetRole": "REQUIRED_LIBRARIES",
+        "sourceCode": "pyspark>=3\n"}),
+    );
+    job["outputData"] = json!([{"name": "s", "assetType": "FILE", "filename": "summary.txt"}]);
+    place.publish("git", job.to_string()).await;
+    let end = place.end_of("git").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{:?} {:?}", end.data.failure, end.data.faults);
+    // "helped noted"
+    assert_eq!(end.data.output_data.unwrap()[0]["fileContent"], "aGVscGVkIG5vdGVk");
+    let sources = end.data.sources.unwrap();
+    assert_eq!(sources.len(), 4);
+    assert!(sources.iter().all(|source| source.commit == commit), "{sources:?}");
+    assert_eq!(sources[3].path, "notes/first.txt");
+    assert_eq!(end.data.runtime.unwrap().name, "default");
+    drop(worker);
 }

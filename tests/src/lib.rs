@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod jobs;
 pub mod program;
 pub mod s3;
+pub mod repository;
 pub mod wire;
 
 use std::path::PathBuf;

@@ -27,6 +27,8 @@ use spark_runtime_protocol::connect::{Endpoint, EndpointError};
 use spark_runtime_protocol::tls::{Certificates, OwnCertificate};
 use spark_runtime_protocol::topology::Shape;
 
+use crate::runtimes::build::Index;
+
 /// The file that is read when no other is named, if it is there.
 pub const DEFAULT_FILE: &str = "/etc/spark-runtime/config.toml";
 /// The environment variable that names the file.
@@ -97,6 +99,8 @@ enum Kind {
     Choice(&'static [&'static str]),
     /// Any of these words.
     Words(&'static [&'static str]),
+    /// An `https://` or `http://` address without credentials, a path, or nothing.
+    Location,
     /// Names of environment variables.
     Variables,
     /// Environment variables with their values, some of which are secrets.
@@ -423,6 +427,71 @@ pub static SETTINGS: &[Setting] = &[
          machine share. What was not used for the longest time goes first.",
     ),
     setting(
+        "runtimes.file",
+        Kind::Path,
+        "",
+        "The file that names runtimes, each with its Python and, if need be, its Spark: `[[runtime]]`, `name`, `python` (the folder of an \
+         environment, a Python program, or a packed environment such as `x.tar.gz`) and `spark_home`. The first runtime is always the \
+         one of section `spark`, with the name `default`; those of the file follow in their order. A job gets the first one whose \
+         installed packages meet its REQUIRED_LIBRARIES.",
+    ),
+    setting(
+        "runtimes.allow",
+        Kind::Words(&["urls", "vcs", "hashes", "indexes", "nested"]),
+        "",
+        "What lines of REQUIRED_LIBRARIES may be, beside packages and their versions: `urls` (`name @ https://...`), `vcs` (`name @ \
+         git+https://...`), `hashes` (`--hash`), `indexes` (`--index-url`, `--extra-index-url`, `--find-links`, `--no-index`) and `nested` \
+         (`-r` of another file of the job). Editable installs and all other options are never taken.",
+    ),
+    setting(
+        "runtimes.build",
+        Kind::Choice(&["never", "wheels", "sources"]),
+        "never",
+        "Whether a runtime is built for a job that none fits: of `wheels` alone, so that nothing that was downloaded is run before the \
+         model imports it, or also of `sources`, which run what they bring along as the worker's user.",
+    ),
+    setting(
+        "runtimes.builder",
+        Kind::Program,
+        "",
+        "What builds runtimes: the path of a `uv`, or `pip` for the one of Python itself. When it is empty, the `uv` on the PATH is \
+         taken, and `pip` if there is none.",
+    ),
+    setting(
+        "runtimes.index",
+        Kind::Location,
+        "",
+        "Where builders get packages from: the address of an index, or a folder of wheels, which is then the only place. When it is \
+         empty, that is PyPI. Credentials for an index belong into `~/.netrc` of the worker's user.",
+    ),
+    setting(
+        "runtimes.build_timeout",
+        span(SECOND),
+        "10m",
+        "How long building a runtime may take, waiting for others to be built included. Then the attempt has failed with the class \
+         `infrastructure`, which is tried again.",
+    ),
+    setting(
+        "runtimes.build_size",
+        Kind::Size { least: 1024 * 1024 },
+        "8GiB",
+        "How much disk one runtime that is built may take.",
+    ),
+    setting(
+        "runtimes.cache_size",
+        Kind::Size { least: 0 },
+        "32GiB",
+        "How much disk is used to keep runtimes that were built or unpacked, in the folder `runtimes` of `job.directory`, which all \
+         workers of a machine share. What was not used for the longest time goes first; what is in use stays.",
+    ),
+    setting(
+        "runtimes.others",
+        span(Duration::ZERO),
+        "0s",
+        "How long a job that no runtime here fits is offered to other workers, which may have one: it is given back until it has waited \
+         for this long, then rejected. The time that it waits in the queue does not count. 0s: it is rejected at once.",
+    ),
+    setting(
         "log.limit",
         Kind::Size { least: 16 * 1024 },
         "64MiB",
@@ -497,6 +566,8 @@ pub struct Settings {
     pub spark: SparkSettings,
     /// Sources in git.
     pub git: GitSettings,
+    /// Pythons and Sparks for jobs.
+    pub runtimes: RuntimeSettings,
     /// The logs of jobs.
     pub log: LogSettings,
     effective: Vec<Effective>,
@@ -649,6 +720,31 @@ pub struct GitSettings {
     pub cache_size: u64,
 }
 
+/// Section `runtimes`.
+#[derive(Debug, Clone)]
+pub struct RuntimeSettings {
+    /// The file that names runtimes.
+    pub file: Option<PathBuf>,
+    /// The words for what lines of requirements may do.
+    pub allow: Vec<String>,
+    /// A runtime is built for a job that none fits.
+    pub builds: bool,
+    /// Not of wheels alone.
+    pub builds_sources: bool,
+    /// What builds them; a path of uv, or anything else for pip.
+    pub builder: Option<PathBuf>,
+    /// Where packages come from.
+    pub index: Option<Index>,
+    /// How long building one may take.
+    pub build_timeout: Duration,
+    /// How much one may take, in bytes.
+    pub build_size: u64,
+    /// How much may be kept, in bytes.
+    pub cache_size: u64,
+    /// How long a job that none fits is offered to other workers.
+    pub others: Duration,
+}
+
 /// Section `log`.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
@@ -756,6 +852,7 @@ impl Settings {
     }
 
     fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let build = reader.text("runtimes.build");
         let settings = Self {
             broker: BrokerSettings {
                 uri: Secret(reader.text("broker.uri")),
@@ -823,6 +920,18 @@ impl Settings {
                 max_fetch: reader.count("git.max_fetch"),
                 max_file: reader.count("git.max_file"),
                 cache_size: reader.count("git.cache_size"),
+            },
+            runtimes: RuntimeSettings {
+                file: reader.path("runtimes.file"),
+                allow: reader.texts("runtimes.allow"),
+                builds: build != "never",
+                builds_sources: build == "sources",
+                builder: reader.path("runtimes.builder"),
+                index: reader.index("runtimes.index"),
+                build_timeout: reader.span("runtimes.build_timeout"),
+                build_size: reader.count("runtimes.build_size"),
+                cache_size: reader.count("runtimes.cache_size"),
+                others: reader.span("runtimes.others"),
             },
             log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
             effective: reader.effective(),
@@ -938,6 +1047,7 @@ impl Kind {
             Self::Size { least } => format!("a size of at least {} such as 64MiB or 512KB", size_text(least)),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Words(words) => format!("a list of any of {}", words.join(", ")),
+            Self::Location => "an https:// address without credentials, or a path".to_owned(),
             Self::Variables => "a list of names of environment variables".to_owned(),
             Self::Environment => "a table of names and texts".to_owned(),
         }
@@ -996,6 +1106,14 @@ impl Kind {
             }
             Self::Path => path(text()?, false).ok_or_else(refused).map(Given::Path),
             Self::Program => path(text()?, true).ok_or_else(refused).map(Given::Path),
+            Self::Location => {
+                let text = text().map_err(|_| format!("is {}; give {}", type_word(value), self.wanted()))?;
+                if text.contains("://") {
+                    location(text).ok_or_else(|| format!("is no such address; give {}", self.wanted()))
+                } else {
+                    path(text, false).ok_or_else(refused).map(Given::Path)
+                }
+            }
             Self::Count { least, most } => {
                 let number = whole(value).ok_or_else(refused)?;
                 if (least..=most).contains(&number) { Ok(Given::Count(number)) } else { Err(refused()) }
@@ -1121,6 +1239,16 @@ fn path(text: &str, may_be_bare: bool) -> Option<Option<PathBuf>> {
         return Some(Some(text.into()));
     }
     std::path::absolute(text).ok().map(Some)
+}
+
+/// The address of an index. There may be a secret in what is none.
+fn location(text: &str) -> Option<Given> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    let fits = !authority.is_empty()
+        && !authority.contains('@')
+        && !text.contains(|c: char| c.is_control() || c == ' ');
+    fits.then(|| Given::Text(text.to_owned()))
 }
 
 /// A duration as it can be written in the settings.
@@ -1502,6 +1630,15 @@ impl<'a> Reader<'a> {
 
     fn path(&self, key: &str) -> Option<PathBuf> {
         self.take(key, |given| if let Given::Path(path) = given { Some(path) } else { None }).flatten()
+    }
+
+    fn index(&self, key: &str) -> Option<Index> {
+        let pick = |given| match given {
+            Given::Text(url) => Some(Some(Index::Url(url))),
+            Given::Path(path) => Some(path.map(Index::Folder)),
+            _ => None,
+        };
+        self.take(key, pick).flatten()
     }
 
     fn count(&self, key: &str) -> u64 {

@@ -50,6 +50,7 @@ pub mod crash;
 pub mod job;
 pub mod program;
 pub mod repository;
+pub mod runtimes;
 pub mod service;
 pub mod spark;
 pub mod storage;

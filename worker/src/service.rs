@@ -24,10 +24,12 @@ use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
 use crate::job::claim::Reader;
 use crate::job::command::Commands;
-use crate::job::resolve::repositories_folder;
+use crate::job::resolve::{repositories_folder, runtimes_folder};
 use crate::job::settle::Desk;
 use crate::job::{Announce, Context, kept_folder};
 use crate::repository::Repositories;
+use crate::runtimes::Runtimes;
+use crate::runtimes::listed::ListedError;
 use crate::spark::SubmitError;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::LastWill;
@@ -48,6 +50,9 @@ pub enum ServiceError {
     /// The operator's policy is none.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The operator's runtimes are none.
+    #[error(transparent)]
+    Runtimes(#[from] ListedError),
     /// The setting `broker.uri`, or what belongs to it.
     #[error("{0}")]
     Broker(String),
@@ -183,7 +188,7 @@ fn or_processors(count: usize) -> usize {
 /// What an attempt needs, for a worker or for a single run.
 ///
 /// # Errors
-/// [`ServiceError::Policy`].
+/// [`ServiceError::Policy`], [`ServiceError::Runtimes`].
 pub fn context(
     settings: &Settings,
     worker: &str,
@@ -195,6 +200,7 @@ pub fn context(
     Ok(Context {
         judge: Judge::of(settings)?,
         repositories: repositories(settings),
+        runtimes: runtimes(settings)?,
         settings: settings.clone(),
         backend,
         submits: Semaphore::new(or_processors(settings.worker.max_submits)),
@@ -209,6 +215,14 @@ pub fn context(
 #[must_use]
 pub fn repositories(settings: &Settings) -> Repositories {
     Repositories::new(&settings.git, repositories_folder(&settings.job.directory))
+}
+
+/// What jobs can be run with, by the settings.
+///
+/// # Errors
+/// [`ServiceError::Runtimes`].
+pub fn runtimes(settings: &Settings) -> Result<Runtimes, ServiceError> {
+    Ok(Runtimes::of(settings, runtimes_folder(&settings.job.directory))?)
 }
 
 /// The back end by the settings, with this program as its guard.

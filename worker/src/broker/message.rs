@@ -13,13 +13,13 @@ use spark_runtime_protocol::event::TraceContext;
 use spark_runtime_protocol::topology::{
     ATTEMPT_HEADER, DELIVERY_COUNT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER,
     FIRST_DEATH_QUEUE_HEADER, FIRST_DEATH_REASON_HEADER, JOBS_QUEUE, SEEN_CLAIM_HEADER, SEEN_FOR_HEADER,
-    SEEN_RENEWAL_HEADER, SETTLED_CLAIM_HEADER, WORKER_HEADER,
+    SEEN_RENEWAL_HEADER, SETTLED_CLAIM_HEADER, UNFIT_FOR_HEADER, WORKER_HEADER,
 };
 
 use super::ledger::record::Position;
 
 /// Headers that belong to one publication of a message and not to its copies.
-const OF_ONE_PUBLICATION: [&str; 9] = [
+const OF_ONE_PUBLICATION: [&str; 10] = [
     ATTEMPT_HEADER,
     DELIVERY_COUNT_HEADER,
     FAILURE_CLASS_HEADER,
@@ -29,6 +29,7 @@ const OF_ONE_PUBLICATION: [&str; 9] = [
     SEEN_RENEWAL_HEADER,
     SEEN_FOR_HEADER,
     SETTLED_CLAIM_HEADER,
+    UNFIT_FOR_HEADER,
 ];
 
 /// How many characters of a failure travel in a dead job's header; the event has all of it.
@@ -117,6 +118,12 @@ impl Message {
         })
     }
 
+    /// For how long the job has been offered to workers that may have a runtime for it.
+    #[must_use]
+    pub fn unfit_for(&self) -> Duration {
+        Duration::from_millis(self.number(UNFIT_FOR_HEADER).unwrap_or_default())
+    }
+
     /// The end that an operator wants undone.
     #[must_use]
     pub fn undoes(&self) -> Option<Position> {
@@ -174,6 +181,17 @@ impl Message {
     pub fn for_attempt(&self, attempt: u32) -> BasicProperties {
         let mut headers = self.own_headers();
         headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(attempt));
+        self.copied(headers)
+    }
+
+    /// The properties of a copy that is offered to workers that may have a runtime for it; `waited` is for how long it
+    /// will have been when it comes back.
+    #[must_use]
+    pub fn for_others(&self, waited: Duration, attempt: u32) -> BasicProperties {
+        let mut headers = self.own_headers();
+        headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(attempt));
+        let waited = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
+        headers.insert(UNFIT_FOR_HEADER.into(), AMQPValue::LongLongInt(waited));
         self.copied(headers)
     }
 
@@ -312,6 +330,15 @@ mod tests {
         assert_eq!(copy(back.for_attempt(2)).seen(), None);
         let forged = message(&[(SEEN_CLAIM_HEADER, AMQPValue::LongInt(-1))]);
         assert_eq!(forged.seen(), None);
+    }
+
+    #[test]
+    fn how_long_a_job_was_offered_to_others_travels_with_the_offer_and_no_further() {
+        assert_eq!(message(&[]).unfit_for(), Duration::ZERO);
+        let back = copy(message(&[("mine", AMQPValue::LongInt(7))]).for_others(Duration::from_secs(5), 2));
+        assert_eq!((back.unfit_for(), back.told_attempt()), (Duration::from_secs(5), Some(2)));
+        assert_eq!(copy(back.for_attempt(3)).unfit_for(), Duration::ZERO);
+        assert_eq!(message(&[(UNFIT_FOR_HEADER, AMQPValue::LongInt(-1))]).unfit_for(), Duration::ZERO);
     }
 
     #[test]

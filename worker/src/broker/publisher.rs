@@ -210,6 +210,13 @@ impl Publisher {
         self.publish(DELAY_EXCHANGE, delay_queue(delay), message.body.clone(), properties).await;
     }
 
+    /// Offers a copy of a job for which there is no runtime here to other workers after `delay`, which has to be one of the
+    /// topology's. By then it will have been offered for `waited`.
+    pub async fn offer_to_others(&self, message: &Message, delay: Duration, waited: Duration, attempt: u32) {
+        let properties = message.for_others(waited, attempt);
+        self.publish(DELAY_EXCHANGE, delay_queue(delay), message.body.clone(), properties).await;
+    }
+
     /// Offers a copy of a job that somebody has to workers again after `lease`, with what was seen of its owner.
     pub async fn look_again(&self, message: &Message, lease: Duration, seen: &Seen) {
         let properties = message.for_another_look(seen);

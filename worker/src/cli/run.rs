@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
@@ -63,6 +64,8 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         correlation_id: None,
         trace: TraceContext::default(),
         taken: Timestamp::now(),
+        // There is no other worker.
+        unfit_for: Duration::MAX,
     };
     let names = output_names(&job);
     let mut attempt = attempt(&context, &claim, job, text).await;

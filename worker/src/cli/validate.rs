@@ -6,11 +6,13 @@ use serde_json::json;
 use spark_runtime_protocol::json::Fault;
 use spark_runtime_protocol::{Job, JobId};
 
+use super::run::of_service;
 use super::{CliError, Exit, input, output, render};
 use crate::config::Settings;
 use crate::job::check::{Judge, Plan};
+use crate::job::resolve::required;
 use crate::repository::FetchError;
-use crate::service::repositories;
+use crate::service::{repositories, runtimes};
 
 /// Arguments of `validate`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,10 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<Exit, CliError
     // A job without an id gets one when it is submitted.
     let judged = match input::job(&body, limit, &JobId::random()) {
         Ok(job) => whole(job, &settings).await?.and_then(|job| Ok((judge.plan(&job)?, job))),
+        Err(faults) => Err(faults),
+    };
+    let judged = match judged {
+        Ok((plan, job)) => runnable(&settings, &job).await?.map(|()| (plan, job)),
         Err(faults) => Err(faults),
     };
     let faults = judged.as_ref().err().map_or(&[] as &[Fault], Vec::as_slice);
@@ -53,6 +59,19 @@ async fn whole(job: Job, settings: &Settings) -> Result<Result<Job, Vec<Fault>>,
         Err(FetchError::Faults(faults)) => Ok(Err(faults)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether there is a runtime for the job, or may be one.
+async fn runnable(settings: &Settings, job: &Job) -> Result<Result<(), Vec<Fault>>, CliError> {
+    let runtimes = runtimes(settings).map_err(of_service)?;
+    let wanted = match required(&runtimes, job) {
+        Ok(wanted) => wanted,
+        Err(faults) => return Ok(Err(faults)),
+    };
+    if wanted.all.is_empty() || runtimes.builds() || !settings.runtimes.others.is_zero() {
+        return Ok(Ok(()));
+    }
+    Ok(runtimes.fitting(&wanted).await.map(drop))
 }
 
 fn summary(plan: &Plan, job: &Job) -> String {

@@ -282,7 +282,8 @@ impl Assigner {
 
 /// Whether an attempt after which there might be another one is the last, because somebody wants none.
 fn is_cancelled(attempt: &Attempt, stop: &Stop) -> bool {
-    matches!(attempt.end, End::Failed { may_pass: true, .. }) && stop.reason() == Some(StopReason::Cancel)
+    matches!(attempt.end, End::Failed { may_pass: true, .. } | End::Unfit(_))
+        && stop.reason() == Some(StopReason::Cancel)
 }
 
 /// Looks for the outputs that are there already.
@@ -331,6 +332,9 @@ fn log_end(claim: &Claim, attempt: &Attempt, said: bool) {
         }
         End::Rejected(faults) => tracing::warn!(%job_id, attempt = number, faults = faults.len(), "rejected"),
         End::Cancelled => tracing::info!(%job_id, attempt = number, "cancelled"),
+        End::Unfit(faults) => {
+            tracing::info!(%job_id, attempt = number, faults = faults.len(), "no runtime here fits; given back");
+        }
         End::GivenBack => tracing::info!(%job_id, attempt = number, "given back"),
         End::Interrupted => {
             tracing::warn!(%job_id, attempt = number, "the lease was over; the job runs again")

@@ -66,6 +66,7 @@ impl Reader {
             correlation_id: message.correlation_id(),
             trace: message.trace(),
             taken: Timestamp::now(),
+            unfit_for: message.unfit_for(),
         };
         let digest = Digest::of(&message.body);
         if message.body.len() as u64 > self.max_size {

@@ -30,7 +30,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use spark_runtime_protocol::event::{
     Event, EventData, EventKind, Failure, FailureClass, FetchedSource, JobResult, Phases, Resources,
-    TraceContext,
+    RuntimeUsed, TraceContext,
 };
 use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
@@ -40,6 +40,7 @@ use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::crash::crash_point;
 use crate::repository::Repositories;
+use crate::runtimes::{Runtime, Runtimes};
 use crate::spark::{Awaited, Backend};
 use check::Judge;
 
@@ -51,6 +52,8 @@ pub struct Context {
     pub judge: Judge,
     /// Gets what jobs have in repositories.
     pub repositories: Repositories,
+    /// What jobs can be run with.
+    pub runtimes: Runtimes,
     /// Runs them.
     pub backend: Arc<dyn Backend>,
     /// One permit for each spark-submit that may be starting at a time.
@@ -95,6 +98,8 @@ pub struct Claim {
     pub trace: TraceContext,
     /// When this worker took it.
     pub taken: Timestamp,
+    /// For how long it has been offered to other workers, because those that had it have no runtime for it.
+    pub unfit_for: Duration,
 }
 
 impl Claim {
@@ -180,6 +185,8 @@ pub enum End {
     },
     /// The job cannot be run as it is.
     Rejected(Vec<Fault>),
+    /// No runtime here fits the job; another worker may have one.
+    Unfit(Vec<Fault>),
     /// Stopped on request.
     Cancelled,
     /// Stopped because the worker leaves.
@@ -228,6 +235,8 @@ pub struct Course {
     pub notes: Vec<String>,
     /// What was fetched from repositories.
     pub sources: Vec<FetchedSource>,
+    /// The runtime that it got.
+    pub runtime: Option<RuntimeUsed>,
 }
 
 /// One attempt, over.
@@ -278,19 +287,35 @@ async fn run_phases(
     let refuse = context.settings.job.refuse_existing_outputs;
     let this = claim.clone();
     let sources = course.sources.clone();
-    // Parsing, checking and writing block; they are done in one go on a thread that may.
-    let prepared = tokio::task::spawn_blocking(move || {
-        let plan = match judge.plan(&job) {
-            Ok(plan) => plan,
-            Err(faults) => return Err(End::Rejected(faults)),
-        };
-        if refuse && !this.existing.is_empty() {
-            return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
+    // Parsing, checking and writing block; they are done on threads that may.
+    let checked = tokio::task::spawn_blocking({
+        let this = this.clone();
+        move || {
+            let plan = judge.plan(&job).map_err(End::Rejected)?;
+            if refuse && !this.existing.is_empty() {
+                return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
+            }
+            Ok((job, plan))
         }
+    });
+    let (job, plan) = match checked.await {
+        Ok(Ok(checked)) => checked,
+        Ok(Err(end)) => return end,
+        Err(error) => return submit::broken(&format!("checking was cut short: {error}")),
+    };
+    // Kept until the end: an environment that is in use is not removed.
+    let runtime = match runtime(context, claim, &job, stop).await {
+        Ok(runtime) => runtime,
+        Err(end) => return end,
+    };
+    let used = runtime.used.clone();
+    course.runtime = Some(used.clone());
+    let prepared = tokio::task::spawn_blocking(move || {
         let notes = clear_outputs(&job, &this)?;
         let accepted = this.event(EventKind::Accepted, |data| {
             data.message = (!notes.is_empty()).then(|| notes.join("; "));
             data.sources = (!sources.is_empty()).then_some(sources);
+            data.runtime = Some(used);
         });
         announce.announce(EventKind::Accepted, accepted);
         match stage::stage(&directory, &job, &plan, &text) {
@@ -316,7 +341,7 @@ async fn run_phases(
     }
     context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
     let submitting = Instant::now();
-    let mut submitted = match submit::submit(context, &staged, plan.command_line, stop).await {
+    let mut submitted = match submit::submit(context, &staged, plan.command_line, &runtime, stop).await {
         Ok(submitted) => submitted,
         Err(end) => return end,
     };
@@ -336,6 +361,13 @@ async fn run_phases(
     }
     course.phases.collect = Some(since(collecting));
     end
+}
+
+/// The runtime that the job gets.
+async fn runtime(context: &Context, claim: &Claim, job: &Job, stop: &mut Stop) -> Result<Runtime, End> {
+    let wanted = resolve::required(&context.runtimes, job).map_err(End::Rejected)?;
+    let others = context.settings.runtimes.others;
+    resolve::choose(&context.runtimes, &wanted, claim.unfit_for, others, stop).await
 }
 
 /// Makes the places of the outputs what they were before the first attempt; gives what is to be told about them.

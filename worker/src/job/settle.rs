@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use spark_runtime_protocol::event::{Digests, Event, EventKind, Failure, FailureClass, JobResult};
 use spark_runtime_protocol::json::Fault;
 
+use super::resolve::next_offer;
 use super::submit::plain;
 use super::{Attempt, Claim, Context, Course, End, in_words};
 use crate::broker::history::History;
@@ -76,7 +77,7 @@ pub fn terminal_event(claim: &Claim, attempt: &Attempt) -> Option<(EventKind, Ev
             let lines = [("INFO", "cancelled on request".to_owned())];
             terminal(claim, EventKind::Cancelled, JobResult::Unknown, course, &lines, |_| {})
         }
-        End::GivenBack | End::Interrupted | End::Abandoned => return None,
+        End::Unfit(_) | End::GivenBack | End::Interrupted | End::Abandoned => return None,
     };
     Some(event)
 }
@@ -116,6 +117,7 @@ fn terminal(
         data.job_end_time = Some(data.time.as_millisecond());
         data.phases = Some(course.phases.clone());
         data.resources = course.resources;
+        data.runtime.clone_from(&course.runtime);
         data.sources = (!course.sources.is_empty()).then(|| course.sources.clone());
         fill(data);
     });
@@ -160,6 +162,16 @@ pub async fn settle(
             desk.ledger.release(held, reason).await?;
             announce_retry(context, claim, words.to_owned(), None, Duration::ZERO).await;
             return Ok(Outcome::LookAgain);
+        }
+        End::Unfit(faults) => {
+            let settings = &context.settings;
+            let delay = next_offer(&settings.retry.delays, claim.unfit_for, settings.runtimes.others);
+            desk.ledger.release(held, Reason::GivenBack).await?;
+            desk.publisher.offer_to_others(message, delay, claim.unfit_for + delay, claim.attempt + 1).await;
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            let words = format!("the job is offered to other workers: {}", faults.join("; "));
+            announce_retry(context, claim, words, None, delay).await;
+            return Ok(Outcome::Said);
         }
         End::Failed { failure, may_pass: true }
             if claim.failures + 1 < context.settings.retry.max_attempts =>

@@ -10,6 +10,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::stage::Staged;
 use super::{Context, End, Stop, StopReason};
+use crate::runtimes::Runtime;
 use crate::spark::argv::CommandLine;
 use crate::spark::guard::LaunchError;
 use crate::spark::{Application, Submission, SubmitError};
@@ -30,6 +31,7 @@ pub async fn submit<'a>(
     context: &'a Context,
     staged: &Staged,
     command_line: CommandLine,
+    runtime: &Runtime,
     stop: &mut Stop,
 ) -> Result<Submitted<'a>, End> {
     let permit = tokio::select! {
@@ -49,6 +51,7 @@ pub async fn submit<'a>(
         working_directory: staged.working_directory.clone(),
         modules: staged.modules.clone(),
         command_line,
+        runtime: runtime.spark.clone(),
         not_after,
     };
     // Not cancelled by a stop: what was started must be known to be ended.

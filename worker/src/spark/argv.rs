@@ -67,6 +67,12 @@ impl CommandLine {
         self.settings.iter().find(|setting| setting.identity() == identity).map(Setting::value)
     }
 
+    /// Whether it sets this property.
+    #[must_use]
+    pub fn sets(&self, property: &str) -> bool {
+        self.value(property).is_some()
+    }
+
     /// Where the job runs.
     #[must_use]
     pub fn master(&self) -> Master {

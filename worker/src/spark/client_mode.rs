@@ -26,6 +26,8 @@ pub const STANDARD_OUTPUT: &str = "stdout.log";
 pub const STANDARD_ERROR: &str = "stderr.log";
 /// Properties that hold secrets, in an attempt's directory.
 const PROPERTIES: &str = "spark.properties";
+/// The property that names the Python of drivers and executors.
+const PYTHON: &str = "spark.pyspark.python";
 /// What the attempt may fill with temporary files, in its directory.
 const TEMPORARY: &str = "tmp";
 
@@ -124,8 +126,15 @@ impl ClientMode {
     }
 
     fn launch(&self, submission: &Submission) -> Result<Launch, SubmitError> {
-        let installation = Installation::find(&self.settings)?;
-        let mut environment = Environment::of(&self.settings, &installation);
+        let settings = submission.runtime.as_ref().unwrap_or(&self.settings);
+        let installation = Installation::find(settings)?;
+        let mut environment = Environment::of(settings, &installation);
+        let chosen = submission.runtime.as_ref().and_then(|runtime| runtime.python.as_ref());
+        if let Some(python) = chosen {
+            // What was chosen for the job counts, whatever else the settings put into the environment.
+            environment.set("PYSPARK_PYTHON", python);
+            environment.set("PYSPARK_DRIVER_PYTHON", python);
+        }
         let temporary = submission.directory.join(TEMPORARY);
         std::fs::create_dir(&temporary)
             .map_err(|source| SubmitError::Directory { what: "the folder for temporary files", source })?;
@@ -136,6 +145,14 @@ impl ClientMode {
             environment.set_default("SPARK_LOCAL_IP", "127.0.0.1");
         }
         let mut arguments = submission.command_line.arguments(submission.modules.as_deref());
+        if let Some(python) = chosen
+            && !submission.command_line.sets(PYTHON)
+        {
+            // Over what `spark-defaults.conf` says.
+            let mut property = OsString::from(format!("{PYTHON}="));
+            property.push(python);
+            arguments.extend(["--conf".into(), property]);
+        }
         let secrets = submission.command_line.secrets();
         if !secrets.is_empty() {
             let path = submission.directory.join(PROPERTIES);

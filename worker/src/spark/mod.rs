@@ -15,6 +15,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 
+use crate::config::SparkSettings;
 use argv::CommandLine;
 use guard::{BootTime, Exit};
 use report::Word;
@@ -59,6 +60,8 @@ pub struct Submission {
     pub modules: Option<PathBuf>,
     /// What spark-submit is told.
     pub command_line: CommandLine,
+    /// The settings of the runtime that was chosen for it, when it is not that of the worker's settings.
+    pub runtime: Option<SparkSettings>,
     /// From this moment on nothing is started any more: the job may be somebody else's by then.
     pub not_after: Option<BootTime>,
 }
