@@ -22,12 +22,15 @@ const LOOKING: Duration = Duration::from_secs(1);
 /// The most that an installer may say, in bytes.
 const MOST_WORDS: u64 = 16 << 20;
 /// What of the worker's environment an installer needs.
-const PASSED: [&str; 13] = [
+const PASSED: [&str; 16] = [
     "PATH",
     "HOME",
     "LANG",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
     "http_proxy",
     "https_proxy",
     "HTTP_PROXY",
@@ -49,7 +52,9 @@ const IMPOSSIBLE: [&str; 8] = [
     "Hash mismatch",
 ];
 /// What they say when they could not ask.
-const OUT_OF_REACH: [&str; 7] = [
+const OUT_OF_REACH: [&str; 9] = [
+    "after connection broken by",
+    "CERTIFICATE_VERIFY_FAILED",
     "Failed to establish a new connection",
     "NewConnectionError",
     "Connection refused",
@@ -270,5 +275,37 @@ fn ended(done: Result<Done, ProgramError>, patience: Duration) -> Result<(), Bui
             Err(BuildError::Failed(format!("it was not made within {patience} (runtimes.build_timeout)")))
         }
         Err(error) => Err(BuildError::Failed(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn what_cannot_be_had_is_told_from_what_could_not_be_asked_for() {
+        let failed = |errors: &str| {
+            let done = Done {
+                status: std::process::ExitStatus::from_raw(256),
+                output: Vec::new(),
+                errors: errors.to_owned(),
+            };
+            ended(Ok(done), Duration::from_secs(1)).unwrap_err()
+        };
+        let none = "ERROR: No matching distribution found for x==9\n";
+        assert!(matches!(failed(none), BuildError::Impossible(words) if words.contains("x==9")));
+        for out_of_reach in [
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'SSLError(...)': /simple/x/\n",
+            "Failed to establish a new connection: [Errno 111] Connection refused\n",
+        ] {
+            assert!(
+                matches!(failed(&format!("{out_of_reach}{none}")), BuildError::Failed(_)),
+                "{out_of_reach}"
+            );
+        }
+        assert!(matches!(failed("something else\n"), BuildError::Failed(_)));
+        let late = ended(Err(ProgramError::TooLong), Duration::from_secs(600)).unwrap_err();
+        assert_eq!(late.to_string(), "it was not made within 10m (runtimes.build_timeout)");
     }
 }
