@@ -30,8 +30,11 @@
 //! **Commands** ([`job::command`]) are carried out by writing them into the ledger: whoever works on the job is told when
 //! he reads the record, and whoever gets the job later finds it there.
 //!
-//! **Processes** are never children of the worker but of a **guard** ([`spark::guard`]), which kills them when the
+//! **Drivers** are never children of the worker but of a **guard** ([`spark::guard`]), which kills them when the
 //! worker is gone or does not answer. The driver tells over a socket what happened; its output is only kept.
+//!
+//! **What a job only refers to** is fetched before it is checked ([`repository`]), and what it requires decides which Python
+//! runs it ([`runtimes`]). Both run helper programs ([`program`]), which end with whoever waits for them.
 //!
 //! **Truth.** A job has completed when its driver says so *and* its processes ended in order ([`job::collect`]).
 //!
