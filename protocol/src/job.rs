@@ -376,7 +376,7 @@ impl Job {
     pub fn staged_files(&self) -> impl Iterator<Item = StagedFile<'_>> {
         self.staged.iter().filter_map(|(pointer, path)| {
             if let Some(bytes) = self.fetched.get(pointer) {
-                return Some(StagedFile { path, content: Content::Bytes(bytes) });
+                return Some(StagedFile { pointer, path, content: Content::Bytes(bytes) });
             }
             let asset = self.document.pointer(pointer)?;
             let content = match AssetType::of(asset)? {
