@@ -7,8 +7,8 @@ pub mod broker;
 pub mod chaos;
 pub mod jobs;
 pub mod program;
-pub mod s3;
 pub mod repository;
+pub mod s3;
 pub mod wire;
 
 use std::path::PathBuf;
