@@ -11,7 +11,9 @@ Theory of operation
 2. Read the job: ``model_job_metadata.py`` (Python literals), ``model_job.json`` when there is one, and the text of
    ``model_source_code.py``. A fault here is not the model's: one line on stderr, exit 70, no report of an end.
 3. Say ``running``, import the model as the module ``model_source_code``, check that the functions asked for are there
-   and can be called, call init, call the function with the three lists of whole assets, drain what it yields.
+   and can be called, call init, call the function with the three lists of whole assets, drain what it yields. When
+   there is a ``model_contract.json``, the function is one of a record model: ``ModelOpRecords`` reads its records or
+   frames, calls it with them and writes what it gives.
 4. Take back what the model may have bent (signal handlers, trace functions, the recursion limit), write out the files
    it left open, and report exactly one end.
 5. Close: exit handlers, an active SparkContext, standard streams; each within its bound and best effort, since the end
@@ -21,12 +23,14 @@ The report is newline-delimited JSON, ASCII only, without NaN::
 
     {"message":"hello","protocol":1,"pid":4711,"python":"3.11.7"}
     {"message":"running","function":"score"}
-    {"message":"completed","results":{...} or null}
-    {"message":"failed","kind":"model" or "contract","exception":{"type","message","traceback","frame"},"functions":[]}
+    {"message":"completed","results":{...} or null,"records":{...}}
+    {"message":"failed","kind":"model" or "contract","exception":{"type","message","traceback","frame"},"functions":[],
+     "record":17,"input":"test.csv"}
 
 ``kind`` is ``contract`` when the job asks for what the source does not have or cannot give (no such function, wrong
 parameters, a syntax error, results that have no JSON form); what the model raises is ``model``. ``frame`` is the last
 line in the model's own files that the exception passed, or null. ``functions`` are those that the model has.
+``records`` is there for record models only; ``record`` and ``input`` only where one of them raised at a record.
 
 A second thread reads the socket. Its end of file means that the worker is gone, and then nobody may go on working for
 it: the process ends at once. Processes that the model forks have neither that thread nor the socket, and when one of
@@ -87,6 +91,19 @@ import traceback
 
 sys.path[:] = _SEARCH_PATH
 
+
+class without_model_folders:
+    """For the driver's other parts: in its ``with``, imports do not look among the model's files, as above."""
+
+    def __enter__(self):
+        self._path = list(sys.path)
+        folders = _MODEL_FOLDERS | {os.path.realpath(os.curdir)}
+        sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) not in folders]
+
+    def __exit__(self, *exception):
+        sys.path[:] = self._path
+
+
 PROTOCOL = 1
 
 EXIT_COMPLETED = 0
@@ -109,11 +126,26 @@ EXIT_HANDLERS_SECONDS = 5.0
 STOP_SPARK_SECONDS = 5.0
 FLUSH_SECONDS = 2.0
 
+SCORE_JOB = "MODEL_BATCH_JOB"
 TEST_JOB = "MODEL_BATCH_TEST_JOB"
-JOB_TYPES = ("MODEL_BATCH_JOB", TEST_JOB, "MODEL_BATCH_TRAINING_JOB")
+TRAINING_JOB = "MODEL_BATCH_TRAINING_JOB"
+JOB_TYPES = (SCORE_JOB, TEST_JOB, TRAINING_JOB)
 MODEL_MODULE = "model_source_code"
 METADATA_MODULE = "model_job_metadata"
 JOB_FILE = "model_job.json"
+CONTRACT_FILE = "model_contract.json"
+DRIVER_MODULE = "ModelOpPySparkDriver"
+RECORDS_MODULE = "ModelOpRecords"
+DRIVER_MODULES = (
+    DRIVER_MODULE,
+    RECORDS_MODULE,
+    "ModelOpSchemas",
+    "ModelOpFormats",
+    "ModelOpAvro",
+    "ModelOpOutputs",
+    "ModelOpSpark",
+)
+DRIVER_FILES = tuple(name + ".py" for name in DRIVER_MODULES)
 ASSET_LISTS = ("job_input", "job_output", "job_model_assets_input")
 
 PR_SET_PDEATHSIG = 1
@@ -143,6 +175,22 @@ class ContractFault(Exception):
         self.frame = frame
         self.error_type = error_type or type(self).__name__
         self.trace = trace
+
+
+class RecordFault(Exception):
+    """What the model raised at a record.
+
+    ``error`` is the exception itself; where it was raised in another process it is None, and ``description``
+    is what that process says of it, as the report has it. ``record`` counts from one in the input
+    ``input``; both are None where it was not at a record.
+    """
+
+    def __init__(self, record, input_name, error=None, description=None):
+        super().__init__("the model raised")
+        self.record = record
+        self.input = input_name
+        self.error = error
+        self.description = description
 
 
 class DriverFault(Exception):
@@ -270,6 +318,8 @@ class Job:
         self.init = self._value(metadata, "init_to_be_executed", (str, type(None)))
         self.assets = [self._value(metadata, name, list) for name in ASSET_LISTS]
         self.init_argument = self._init_argument()
+        self.contract = self._contract()
+        self.id = str(getattr(metadata, "job_id", ""))
 
     def _read(self, name):
         try:
@@ -295,6 +345,15 @@ class Job:
             raise DriverFault("{}.py: {} is missing or of the wrong type".format(METADATA_MODULE, name))
         return value
 
+    def _contract(self):
+        """What a record model is called with, or None where the function takes the three lists."""
+        if not os.path.exists(os.path.join(self.folder, CONTRACT_FILE)):
+            return None
+        try:
+            return json.loads(self._read(CONTRACT_FILE).decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DriverFault("cannot read {}: {}".format(CONTRACT_FILE, type(error).__name__))
+
     def _init_argument(self):
         """What an init function with a parameter gets, or None when the job's text was not staged."""
         if self.init is None or not os.path.exists(os.path.join(self.folder, JOB_FILE)):
@@ -319,25 +378,47 @@ def new_module(name, path):
 class Model:
     """The model's source as a module, and how far the call of it has come."""
 
-    def __init__(self, job):
+    def __init__(self, job, records=None):
+        """``records`` is the module that calls record models; the contract of the job says whether it has one."""
         self._job = job
         self._module = None
+        self._records = records
         self.function_was_called = False
+        self.report = None
 
     def run(self):
         """Imports the model and calls init and the function. Returns the results of a test job, else None.
 
-        Raises ContractFault, and whatever the model raises.
+        Raises ContractFault, RecordFault, and whatever the model raises.
         """
+        if self._records is not None:
+            results, self.report = self._records.run(self._job, self)
+            return results
+        function = self.load()
+        self.call_init()
+        return self.call_whole(function, self._job.assets)
+
+    def load(self):
+        """Imports the model and returns the function; all that can be refused is refused before init is called."""
         code = self._compiled()
         self._module = new_module(MODEL_MODULE, self._job.source_path)
         exec(code, vars(self._module))
-        # All that can be refused is refused before an init that may take an hour.
         self._check_function()
+        return self._callable(self._job.function)
+
+    def call_init(self):
+        """Calls init, when the job has one. It may take an hour."""
         if self._job.init is not None:
             init = self._callable(self._job.init)
             init(*self._init_arguments(init))
-        return self._call(self._callable(self._job.function))
+
+    def check_returned(self, returned):
+        """Raises ContractFault when what the function returned is something that would have to be awaited."""
+        if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
+            if inspect.iscoroutine(returned):
+                returned.close()
+            message = "{} returned an awaitable; async functions are not supported".format(self._job.function)
+            raise self._fault(self._callable(self._job.function), message)
 
     def functions(self):
         """The names of the functions that the model's own files bring into its module, in the order of the source."""
@@ -374,14 +455,22 @@ class Model:
         name = self._job.function
         function = self._callable(name)
         signature = own_signature(function)
-        if signature is None or binds(signature, len(ASSET_LISTS)):
+        count, what = self._expected_parameters()
+        if signature is None or binds(signature, count):
             return
-        message = "{} takes {}; a Spark model's function takes {} ({})".format(
-            name, parameters_text(signature), len(ASSET_LISTS), ", ".join(ASSET_LISTS)
-        )
-        if binds(signature, 1):
-            message += "; record models are not supported by this version"
+        message = "{} takes {}; {}".format(name, parameters_text(signature), what)
         raise self._fault(function, message)
+
+    def _expected_parameters(self):
+        """How many arguments the function gets, and a text that says so."""
+        contract = self._job.contract
+        if contract is None:
+            count = len(ASSET_LISTS)
+            return count, "a Spark model's function takes {} ({})".format(count, ", ".join(ASSET_LISTS))
+        if self._job.type == SCORE_JOB:
+            return 1, "a record model's function takes 1 (a record)"
+        count = len(contract["inputs"])
+        return count, "a record model's function takes a data frame for each input, which makes {}".format(count)
 
     def _init_arguments(self, init):
         """The arguments for ``init``: none, or one dict. Where both would do, a staged job text decides."""
@@ -401,17 +490,16 @@ class Model:
         message = "{} takes {}; an init function takes none or one".format(name, parameters_text(signature))
         raise self._fault(init, message)
 
-    def _call(self, function):
-        """Calls the function and drains it. An exit with code zero is a normal end; so Python sees it too."""
+    def call_whole(self, function, arguments):
+        """Calls the function with ``arguments`` and drains it; returns the results of a test job, else None.
+
+        An exit with code zero is a normal end; so Python sees it too.
+        """
         results = Results(self._job.function) if self._job.type == TEST_JOB else None
         self.function_was_called = True
         try:
-            returned = function(*self._job.assets)
-            if inspect.isawaitable(returned) or inspect.isasyncgen(returned):
-                if inspect.iscoroutine(returned):
-                    returned.close()
-                message = "{} returned an awaitable; async functions are not supported"
-                raise self._fault(function, message.format(self._job.function))
+            returned = function(*arguments)
+            self.check_returned(returned)
             # Looked up on the type: proxies of Java objects claim to have any attribute.
             if not hasattr(type(returned), "__next__"):
                 if results is not None:
@@ -497,7 +585,7 @@ def own_file(folder, filename):
     if not filename or filename.startswith("<"):
         return None
     path = os.path.normpath(os.path.join(folder, filename))
-    if not path.startswith(folder + os.sep) or filename == own_file.__code__.co_filename:
+    if not path.startswith(folder + os.sep) or is_driver_file(filename):
         return None
     relative = path[len(folder) + 1 :]
     parts = relative.split(os.sep)
@@ -506,6 +594,11 @@ def own_file(folder, filename):
     if spark or "site-packages" in parts or "dist-packages" in parts:
         return None
     return relative
+
+
+def is_driver_file(filename):
+    """Whether ``filename`` is where the driver's own code stands, rather than the model's."""
+    return os.path.basename(filename) in DRIVER_FILES
 
 
 def frame_of(relative, line, function, text):
@@ -603,7 +696,7 @@ def shorten(error):
 
 def without_driver(trace):
     """``trace`` from the first step that is not the driver's own, since those tell the model's author nothing."""
-    while trace is not None and trace.tb_frame.f_code.co_filename == without_driver.__code__.co_filename:
+    while trace is not None and is_driver_file(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     return trace
 
@@ -670,6 +763,9 @@ NOT_SCALAR = object()
 class ResultsConversion:
     """Turns results into what JSON knows; the module's text says how. Good for one conversion."""
 
+    has = "the results have"
+    is_bigger = "the results are bigger"
+
     def __init__(self):
         self._place = []
         self._inside = set()
@@ -688,18 +784,17 @@ class ResultsConversion:
     def _fault(self, what):
         pointer = "".join("/" + token.replace("~", "~0").replace("/", "~1") for token in self._place)
         where = bounded(pointer, MAX_LINE_BYTES) or "the whole"
-        return ContractFault("the results have no JSON form: {} {}".format(where, what))
+        return ContractFault("{} no JSON form: {} {}".format(self.has, where, what))
 
     def _spend(self, count):
         self._bytes += count
         if self._bytes > MAX_RESULTS_BYTES:
-            raise ContractFault(too_big_text())
+            raise ContractFault(too_big_text(self.is_bigger))
 
-    @staticmethod
-    def _expect(count):
+    def _expect(self, count):
         # Every element takes at least a digit and a comma: refuse before looking at millions of them.
         if 2 * count > MAX_RESULTS_BYTES:
-            raise ContractFault(too_big_text())
+            raise ContractFault(too_big_text(self.is_bigger))
 
     def _form(self, value):
         self._spend(1)
@@ -842,9 +937,9 @@ def is_missing(value):
     return library == "numpy" and name in ("datetime64", "timedelta64") and str(value) == "NaT"
 
 
-def too_big_text():
+def too_big_text(is_bigger):
     """What to say of results above the bound."""
-    return "the results are bigger than {} MiB as JSON".format(MAX_RESULTS_BYTES // 1024 // 1024)
+    return "{} than {} MiB as JSON".format(is_bigger, MAX_RESULTS_BYTES // 1024 // 1024)
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------
@@ -859,21 +954,30 @@ class End:
         self.log_text = log_text
 
 
-def completed(results):
-    """The end of a job whose function came to its end; raises ContractFault for results that cannot be sent."""
-    form = None if results is None else ResultsConversion().convert(results)
+def completed(results, records=None):
+    """The end of a job whose function came to its end; raises ContractFault for results that cannot be sent.
+
+    ``records`` is what became of the records, of a record model."""
+    message = {"message": "completed", "results": None if results is None else ResultsConversion().convert(results)}
+    if records is not None:
+        message["records"] = records
     try:
-        line = report_line({"message": "completed", "results": form})
+        line = report_line(message)
     except ValueError as error:
         # Python refuses to print integers of many thousand digits.
         raise ContractFault("the results have no JSON form: {}".format(text_of(error)))
     if len(line) > MAX_RESULTS_BYTES:
-        raise ContractFault(too_big_text())
+        raise ContractFault(too_big_text("the results are bigger"))
     return End(line, EXIT_COMPLETED)
 
 
 def failed(error, model, job):
     """The end of a job that ``error`` ended."""
+    place = {}
+    if isinstance(error, RecordFault):
+        if error.record is not None:
+            place = {"record": error.record, "input": bounded(str(error.input), MAX_LINE_BYTES)}
+        description, error = error.description, error.error
     if isinstance(error, ContractFault):
         kind = "contract"
         exception = {
@@ -884,8 +988,9 @@ def failed(error, model, job):
         }
     else:
         kind = "model"
-        exception = describe(error, model, job)
+        exception = describe(error, model, job) if error is not None else description
     message = {"message": "failed", "kind": kind, "exception": exception, "functions": model.functions()}
+    message.update(place)
     return End(report_line(message), EXIT_FAILED, exception["traceback"] or exception["message"] + "\n")
 
 
@@ -913,9 +1018,10 @@ def end_of(model, job, driver_pid):
         results, error = model.run(), None
     except BaseException as raised:
         results, error = None, raised
-    if isinstance(error, MemoryError):
+    met = error.error if isinstance(error, RecordFault) else error
+    if isinstance(met, MemoryError):
         # Its frames still hold what did not fit, and all that follows needs some room.
-        _clear_frames(error.__traceback__)
+        _clear_frames(met.__traceback__)
     take_back_control()
     if _getpid() != driver_pid:
         leave_forked_process(error)
@@ -925,7 +1031,7 @@ def end_of(model, job, driver_pid):
     if error is not None:
         return failed(error, model, job)
     try:
-        return completed(results)
+        return completed(results, model.report)
     except ContractFault as fault:
         return failed(fault, model, job)
 
@@ -1079,6 +1185,18 @@ def prepare_for_model(job):
     sys.argv[:] = [job.source_path]
 
 
+def records_module(job):
+    """The module that calls record models, or None where the job's model is none."""
+    if job.contract is None:
+        return None
+    # To the other parts this is a module like any, in the driver as in Spark's Python workers.
+    sys.modules[DRIVER_MODULE] = sys.modules["__main__"]
+    try:
+        return importlib.import_module(RECORDS_MODULE)
+    except ImportError as error:
+        raise DriverFault("cannot load {}: {}".format(RECORDS_MODULE, text_of(error)))
+
+
 def main():
     """Runs the job in the current directory; never returns."""
     die_with_parent()
@@ -1098,6 +1216,7 @@ def main():
         hello = {"message": "hello", "protocol": PROTOCOL, "pid": _getpid(), "python": version}
         reporter.tell(report_line(hello))
         job = Job(folder)
+        records = records_module(job)
         prepare_for_model(job)
         reporter.tell(report_line({"message": "running", "function": job.function}))
     except DriverFault as fault:
@@ -1105,7 +1224,7 @@ def main():
     except OSError as error:
         give_up(EXIT_WORKER_GONE, "cannot report: {}".format(error))
 
-    end = certain_end_of(Model(job), job)
+    end = certain_end_of(Model(job, records), job)
     try:
         reporter.tell_end(end.line)
     except DriverFault as fault:
