@@ -57,6 +57,7 @@ PARQUET_BATCH = 1000
 TEXT_FORMATS = ("csv", "json", "jsonl")
 FORMATS = TEXT_FORMATS + ("avro", "parquet")
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+DAMAGED = "is damaged, or not compressed the way that its name says"
 NOT_COMPRESSED_AS_TOLD = (EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -204,7 +205,7 @@ def decompress(path, target):
             try:
                 block = source.read(SCAN_BYTES)
             except NOT_COMPRESSED_AS_TOLD + (OSError,):
-                raise InputFault("is damaged, or not compressed the way that its name says")
+                raise InputFault(DAMAGED)
             if not block:
                 return
             file.write(block)
@@ -244,9 +245,10 @@ def read_records(piece, format_name, schema):
     except csv.Error as error:
         raise InputFault("is not CSV that can be read: {}".format(error))
     except NOT_COMPRESSED_AS_TOLD:
-        raise InputFault("is damaged, or not compressed the way that its name says")
+        raise InputFault(DAMAGED)
     except OSError as error:
-        raise InputFault("cannot be read: {}".format(why(error) if error.errno else "it is damaged"))
+        # What decompresses raises some that no system call stands behind.
+        raise InputFault("cannot be read: {}".format(why(error)) if error.errno else DAMAGED)
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -264,29 +266,31 @@ NOT_ONLY_TEXT = frozenset("0123456789-.tTfF")
 """What begins with anything else is text."""
 
 
+INFINITY = float("inf")
+
+
 def typed(text):
     """The value of a CSV cell that no schema knows; ``text`` is not empty."""
     match = NUMBER(text)
     if match is None:
         return BOOLEANS.get(text, text)
-    return number(text, match)
-
-
-def number(text, match):
-    """The int or float that ``text`` is; text where no number of Python's stands for it."""
     if match.lastindex is None:
-        try:
-            return int(text)
-        except ValueError:
-            # Thousands of digits.
-            return text
+        return whole(text)
     value = float(text)
-    return text if value in (float("inf"), float("-inf")) else value
+    return value if -INFINITY < value < INFINITY else text
+
+
+def whole(text):
+    """The int that ``text`` is; text where it has thousands of digits, which Python does not read."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def whole_number(text):
     match = NUMBER(text)
-    return number(text, match) if match is not None and match.lastindex is None else text or None
+    return whole(text) if match is not None and match.lastindex is None else text or None
 
 
 def any_number(text):

@@ -504,7 +504,7 @@ class OutputPlace:
 
     def part_path(self, number):
         """Where a process writes its part."""
-        return os.path.join(self.folder, "part-{:06}".format(number))
+        return part_path(self.folder, number)
 
     def commit(self, parts):
         """Makes the output of the parts, in order; raises ContractFault."""
@@ -530,6 +530,11 @@ class OutputPlace:
             remove(self.folder)
         except OSError:
             return
+
+
+def part_path(folder, number):
+    """The part with this number among those in the hidden ``folder`` of an output."""
+    return os.path.join(folder, "part-{:06}".format(number))
 
 
 def remove(path):
@@ -818,12 +823,15 @@ def frame_bytes(one, paths):
         rows = []
         progress = formats.Progress(path)
         try:
-            for record in progress.records(file_format(one, path), one["schema"]):
+            # Held, since the file is open only as long as it is.
+            reading = progress.records(file_format(one, path), one["schema"])
+            for record in reading:
                 if record.__class__ is dict:
                     rows.append(record)
                 if len(rows) >= SAMPLE_ROWS:
                     break
             share = progress.share()
+            reading.close()
         except formats.InputFault:
             # Whoever reads it says so, with the record.
             continue

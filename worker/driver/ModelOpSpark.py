@@ -72,13 +72,13 @@ class Task:
     """What Spark calls for each piece. It is sent to the workers, and so holds nothing but plain values.
 
     ``folder`` is the working directory, or the archive of it when the workers are elsewhere (``is_remote``), and
-    ``part_paths`` are where the parts of each output go, to be completed by the number of the piece.
+    ``part_folders`` are where the parts of each output go, when that is on this machine.
     """
 
-    def __init__(self, contract, folder, part_paths, stops, is_remote):
+    def __init__(self, contract, folder, part_folders, stops, is_remote):
         self.contract = contract
         self.folder = folder
-        self.part_paths = part_paths
+        self.part_folders = part_folders
         self.stops = stops
         self.is_remote = is_remote
 
@@ -88,7 +88,10 @@ class Task:
             if self.is_remote:
                 yield from self._score_remote(number, place, piece)
             else:
-                yield self._score(number, place, piece, [path.format(number) for path in self.part_paths])
+                yield self._score(number, place, piece, self._part_paths(number))
+
+    def _part_paths(self, number):
+        return [records.part_path(folder, number) for folder in self.part_folders]
 
     def _score(self, number, place, piece, part_paths):
         if self._is_stopped(number):
@@ -125,7 +128,7 @@ class Task:
     def _score_remote(self, number, place, piece):
         folder = tempfile.mkdtemp(prefix="records-")
         try:
-            paths = [os.path.join(folder, "part-{}".format(output)) for output in range(len(self.part_paths))]
+            paths = [os.path.join(folder, "part-{}".format(output)) for output in range(len(self.part_folders))]
             piece.path = shipped_path(piece.path)
             result = self._score(number, place, piece, paths)
             yield result
@@ -178,6 +181,8 @@ class Worker:
 
 
 _workers = {}
+_first_folder = os.getcwd()
+"""Where this process was before a model could change it: an executor gives its files' folder relative to that."""
 
 
 def _worker_of(task):
@@ -204,7 +209,7 @@ def shipped_path(name):
     """Where a file of Spark's lies on this machine."""
     from pyspark import SparkFiles
 
-    return SparkFiles.get(name)
+    return os.path.join(_first_folder, SparkFiles.get(name))
 
 
 def only_results(things):
@@ -257,6 +262,10 @@ class Cluster:
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="records-")
         return self._folder
+
+    def _name(self):
+        """A name that no other job has."""
+        return os.path.basename(self.temporary_folder())
 
     def _new_path(self, ending):
         self._count += 1
@@ -370,15 +379,12 @@ class Cluster:
 
     def _results(self, tasks, places, stops):
         """The Results of all tasks, with their parts in the places' folders."""
-        patterns = [os.path.join(place.folder, "part-{:06}") for place in places]
         contract = dict(self._job.contract)
         try:
             if not self.is_remote:
-                # The name of a folder may have braces in it.
-                patterns = [os.path.join(place.folder.replace("{", "{{").replace("}", "}}"), "part-{:06}") for place in places]
-                task = Task(contract, self._job.folder, patterns, stops, False)
+                task = Task(contract, self._job.folder, [place.folder for place in places], stops, False)
                 return self.context.parallelize(tasks, len(tasks)).mapPartitionsWithIndex(task).collect()
-            task = Task(contract, self._ship(), patterns, stops, True)
+            task = Task(contract, self._ship(), [None] * len(places), stops, True)
             return self._remote_results(task, self._shipped(tasks), places)
         except (ContractFault, RecordFault):
             raise
@@ -409,7 +415,7 @@ class Cluster:
         here = os.path.dirname(os.path.abspath(__file__))
         for name in driver.DRIVER_FILES:
             self.context.addPyFile(os.path.join(here, name))
-        archive = self._new_path("-{}.zip".format(os.path.basename(self.temporary_folder())))
+        archive = self._new_path("-{}.zip".format(self._name()))
         skipped = {records.local_path(one["location"], self._job.folder) for one in self._job.contract["inputs"]}
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
             for parent, folders, names in os.walk(self._job.folder):
@@ -426,9 +432,9 @@ class Cluster:
         names = {}
         for _, piece in tasks:
             if piece.path not in names:
-                # Spark knows its files by their last name, of which there can be only one.
-                link = self._new_path("-{}-{}".format(os.path.basename(self.temporary_folder()), os.path.basename(piece.path)))
-                os.symlink(os.path.realpath(piece.path), link)
+                # Spark knows its files by their last name, of which there can be only one; it looks through soft links.
+                link = self._new_path("-{}-{}".format(self._name(), os.path.basename(piece.path)))
+                link_or_copy(piece.path, link)
                 self.context.addFile(link)
                 names[piece.path] = os.path.basename(link)
             piece.path = names[piece.path]
@@ -601,6 +607,15 @@ def spark_type(kind):
         if len(rest) == 1:
             return spark_type(rest[0])
     raise ContractFault("Parquet has no unions and no recursive types, which the output's schema has")
+
+
+def link_or_copy(path, target):
+    """Makes ``target`` the same file as ``path``, or one with the same bytes."""
+    try:
+        os.link(os.path.realpath(path), target)
+    except OSError:
+        # It lies on another file system, or on one without links.
+        shutil.copyfile(path, target)
 
 
 def java_text(error):
