@@ -20,16 +20,35 @@ pub const MODEL_METADATA: &str = "model_job_metadata.py";
 pub const DRIVER: &str = "ModelOpPySparkDriver.py";
 /// The job's own text, for an init function that takes it.
 pub const MODEL_JOB: &str = "model_job.json";
+/// What is read, written and checked for a record model.
+pub const MODEL_CONTRACT: &str = "model_contract.json";
+/// The parts of the driver that read, check, score and write records.
+pub const RECORD_PARTS: [&str; 6] = [
+    "ModelOpAvro.py",
+    "ModelOpFormats.py",
+    "ModelOpOutputs.py",
+    "ModelOpRecords.py",
+    "ModelOpSchemas.py",
+    "ModelOpSpark.py",
+];
+/// The folder in the working directory whose files a training job leaves.
+pub const OUTPUT_FOLDER: &str = "outputDir";
 
 /// Files that the service itself puts into a working directory.
-const STAGED: [&str; 4] = [MODEL_SOURCE, MODEL_METADATA, DRIVER, MODEL_JOB];
+const STAGED: [&str; 5] = [MODEL_SOURCE, MODEL_METADATA, DRIVER, MODEL_JOB, MODEL_CONTRACT];
 
 /// Top-level modules that a file of a job must not stand in front of: the driver and Spark import them by name from the
 /// same directory.
-const SHADOWED: [&str; 7] = [
+const SHADOWED: [&str; 13] = [
     "model_source_code",
     "model_job_metadata",
     "modeloppysparkdriver",
+    "modelopavro",
+    "modelopformats",
+    "modelopoutputs",
+    "modeloprecords",
+    "modelopschemas",
+    "modelopspark",
     "pyspark",
     "py4j",
     "sitecustomize",
@@ -259,6 +278,9 @@ mod tests {
             "model_job_metadata.py",
             "ModelOpPySparkDriver.py",
             "model_job.json",
+            "model_contract.json",
+            "ModelOpRecords.py",
+            "modeloprecords/__init__.py",
             "pyspark.py",
             "pyspark/sql.py",
             "pyspark.cpython-311-x86_64-linux-gnu.so",
@@ -270,6 +292,13 @@ mod tests {
         }
         for name in ["pkg/__init__.py", "pkg/pyspark.py", "pyspark.txt", "my_pyspark.py", "pyspark"] {
             assert!(StagedPath::new(name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_file_that_the_service_stages_is_its_own() {
+        for name in STAGED.iter().chain(&RECORD_PARTS) {
+            assert!(refusal(name).starts_with("would stand in front of"), "{name}");
         }
     }
 

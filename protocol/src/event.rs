@@ -285,6 +285,12 @@ pub struct EventData {
     /// `completed`: what the metrics function gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub results: Option<Value>,
+    /// `submitted`, for a record model: how its driver is run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
+    /// `completed`, for a record model: what became of the records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records: Option<Records>,
     /// Terminal: what the last attempt's processes used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
@@ -321,6 +327,8 @@ impl EventData {
             output_data: None,
             additional_assets: None,
             results: None,
+            way: None,
+            records: None,
             resources: None,
         }
     }
@@ -368,6 +376,103 @@ impl Digests {
     }
 }
 
+/// How a driver is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// By Python itself, in one process without a Spark session.
+    Process,
+    /// By spark-submit.
+    Spark,
+}
+
+impl Way {
+    /// The word for it on the wire.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Spark => "spark",
+        }
+    }
+}
+
+/// What became of the records of a record model's inputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Records {
+    /// How the driver was run.
+    pub way: Way,
+    /// So many were read.
+    pub read: u64,
+    /// So many were given to the model.
+    pub scored: u64,
+    /// So many were written to the outputs.
+    pub written: u64,
+    /// At so many the model raised, and they were passed over.
+    pub failed: u64,
+    /// So many did not fit a schema.
+    pub rejected: Rejected,
+    /// Why, the most frequent reasons.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Rejection>,
+    /// The number of the record, from 1, at which it was stopped because it is a bad one.
+    #[serde(default, alias = "stopped_at", skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<u64>,
+}
+
+impl Records {
+    /// Whether every record was taken, scored and written as it should be.
+    #[must_use]
+    pub fn are_whole(&self) -> bool {
+        self.failed == 0 && self.rejected == Rejected::default() && self.stopped_at.is_none()
+    }
+}
+
+/// How many records did not fit a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Before the model saw them.
+    pub input: u64,
+    /// As the model gave them.
+    pub output: u64,
+}
+
+/// Why records were rejected. It never holds anything of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// Which schema it is about.
+    pub side: Side,
+    /// The field that is wrong; absent when it is the record as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What is wrong with it.
+    pub reason: String,
+    /// With how many records.
+    pub count: u64,
+}
+
+/// Whether something is about an input or an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// What the model is given.
+    Input,
+    /// What it gives.
+    Output,
+}
+
+impl Side {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+}
+
 /// Why an attempt ended without a result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -379,6 +484,12 @@ pub struct Failure {
     /// The Python exception, when the model raised one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exception: Option<ModelException>,
+    /// The number, from 1, of the record at which a record model raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<u64>,
+    /// The name of the input that the record is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
     /// The exit code of spark-submit, when it ended by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

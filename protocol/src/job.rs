@@ -127,7 +127,8 @@ impl JobType {
     #[must_use]
     pub fn function_tags(self) -> &'static [&'static str] {
         match self {
-            Self::Score => &["score"],
+            // FastScore's models call it an action.
+            Self::Score => &["score", "action"],
             Self::Metrics => &["metrics"],
             Self::Training => &["train", "training"],
         }
@@ -136,6 +137,19 @@ impl JobType {
 
 /// The key of the primary source that names its init function.
 pub const INIT_KEY: &str = "initFunction";
+
+/// The key of a job by which the records of its inputs are checked against their schemas.
+pub const CHECK_INPUTS_KEY: &str = "enableInputSchemaChecking";
+/// The key of a job by which what its model yields is checked against the outputs' schemas.
+pub const CHECK_OUTPUTS_KEY: &str = "enableOutputSchemaChecking";
+/// The key of a job that ends at the first record that a schema rejects.
+pub const STOP_KEY: &str = "stopOnBadRecords";
+/// The key of a job that passes over records at which its model raises.
+pub const SKIP_KEY: &str = "skipFailedRecords";
+/// The key of a job whose model writes its outputs itself.
+pub const WRITES_KEY: &str = "modelWritesOutput";
+/// The keys of a job that say yes or no.
+const SWITCHES: [&str; 5] = [CHECK_INPUTS_KEY, CHECK_OUTPUTS_KEY, STOP_KEY, SKIP_KEY, WRITES_KEY];
 
 /// A message that is no job that can be run: every fault of it, and the id under which the refusal is published.
 #[derive(Debug, Clone, PartialEq)]
@@ -209,7 +223,8 @@ pub struct Job {
 
 /// The role of an asset that lists the packages that a model requires.
 const REQUIRED_LIBRARIES: &str = "REQUIRED_LIBRARIES";
-const MODEL_ASSETS: &str = "/model/storedModel/modelAssets";
+/// RFC 6901 pointer to the model's assets.
+pub const MODEL_ASSETS: &str = "/model/storedModel/modelAssets";
 
 impl Job {
     /// Reads a message's body as a job.
@@ -245,6 +260,7 @@ impl Job {
         };
         let job_type = check.job_type(&document);
         check.status(&document);
+        check.switches(&document);
         let primary = check.primary_source(&document);
         let Staging { paths: staged, in_git, .. } = check.assets(&document);
         check.training_output(&document);
@@ -357,6 +373,24 @@ impl Job {
     /// The EXTERNAL_FILE outputs, whole and in order: `job_output`.
     pub fn external_outputs(&self) -> impl Iterator<Item = &Value> {
         external(&self.document, "/outputData")
+    }
+
+    /// Every asset of the model, whole and in order.
+    #[must_use]
+    pub fn model_assets(&self) -> &[Value] {
+        list(&self.document, MODEL_ASSETS)
+    }
+
+    /// Every entry of `inputData`, whole and in order.
+    #[must_use]
+    pub fn inputs(&self) -> &[Value] {
+        list(&self.document, "/inputData")
+    }
+
+    /// Whether the job says yes under a key such as [`CHECK_INPUTS_KEY`].
+    #[must_use]
+    pub fn says(&self, key: &str) -> bool {
+        self.document.get(key) == Some(&Value::Bool(true))
     }
 
     /// Every entry of `outputData`, whole and in order.
@@ -513,6 +547,15 @@ impl Check {
             let message =
                 format!("the job has already ended ({status}); to run it again, publish it as CREATED");
             self.fault("/jobStatus", message);
+        }
+    }
+
+    fn switches(&mut self, document: &Value) {
+        for key in SWITCHES {
+            match document.get(key) {
+                None | Some(Value::Null | Value::Bool(_)) => {}
+                Some(other) => self.wrong_type(&step("", key), other, "true or false"),
+            }
         }
     }
 

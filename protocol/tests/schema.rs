@@ -14,7 +14,8 @@ use spark_runtime_protocol::asset::{AssetType, StagedPath};
 use spark_runtime_protocol::command::{self, Answer, Command, Standing, Verb};
 use spark_runtime_protocol::event::{
     CONTENT_TYPE, Digests, Event, EventData, EventKind, Failure, FailureClass, FetchedSource, Frame,
-    JobResult, JobStatus, ModelException, Phases, Resources, RuntimeUsed, TraceContext,
+    JobResult, JobStatus, ModelException, Phases, Records, Rejected, Rejection, Resources, RuntimeUsed, Side,
+    TraceContext, Way,
 };
 use spark_runtime_protocol::job::INIT_KEY;
 use spark_runtime_protocol::json::{Fault, step};
@@ -262,6 +263,14 @@ fn the_schema_takes_exactly_the_names_that_may_be_staged() {
         "my_pyspark.py",
         "pyspar\u{212a}.py",
         "model_job.json",
+        "Model_Contract.JSON",
+        "model_contract.jsonl",
+        "ModelOpRecords.py",
+        "modeloprecords",
+        "modelopformats.py",
+        "ModelOpAvro.pyc",
+        "modelopspark.py",
+        "modelopsparks.py",
         "model_source_code.py",
         "MODEL_JOB_METADATA.PYC",
         "ModelOpPySparkDriver",
@@ -427,6 +436,20 @@ fn classes() -> [FailureClass; 8] {
     }
 }
 
+fn ways() -> [Way; 2] {
+    use Way::{Process, Spark};
+    match Process {
+        Process | Spark => [Process, Spark],
+    }
+}
+
+fn sides() -> [Side; 2] {
+    use Side::{Input, Output};
+    match Input {
+        Input | Output => [Input, Output],
+    }
+}
+
 fn words(values: &[impl serde::Serialize]) -> Vec<Value> {
     values.iter().map(|value| serde_json::to_value(value).unwrap()).collect()
 }
@@ -442,6 +465,9 @@ fn every_list_of_words_is_the_one_of_the_rust_types() {
     assert_eq!(event["$defs"]["jobStatus"]["enum"], Value::from(words(&statuses())));
     assert_eq!(event["$defs"]["jobResult"]["enum"], Value::from(words(&results())));
     assert_eq!(event["$defs"]["failureClass"]["enum"], Value::from(words(&classes())));
+    assert_eq!(event["$defs"]["way"]["enum"], Value::from(words(&ways())));
+    let reason = &event["$defs"]["records"]["properties"]["reasons"]["items"]["properties"];
+    assert_eq!(reason["side"]["enum"], Value::from(words(&sides())));
     assert_eq!(
         asyncapi["channels"]["events"]["parameters"]["event"]["enum"],
         json!(EventKind::ALL.map(EventKind::word))
@@ -502,10 +528,31 @@ fn failure() -> Failure {
                 text: Some("raise ValueError('no rows')".to_owned()),
             }),
         }),
+        record: Some(7),
+        input: Some("test.csv".to_owned()),
         exit_code: Some(1),
         signal: Some(9),
         log_tail: Some("...".to_owned()),
         log: Some("host:/kept/stderr.log".to_owned()),
+    }
+}
+
+fn records() -> Records {
+    let reason = |side, field: Option<&str>| Rejection {
+        side,
+        field: field.map(str::to_owned),
+        reason: "is missing".to_owned(),
+        count: 2,
+    };
+    Records {
+        way: Way::Spark,
+        read: 9,
+        scored: 6,
+        written: 5,
+        failed: 1,
+        rejected: Rejected { input: 2, output: 0 },
+        reasons: vec![reason(Side::Input, Some("age")), reason(Side::Output, None)],
+        stopped_at: Some(9),
     }
 }
 
@@ -562,6 +609,7 @@ fn full(kind: EventKind) -> Event {
     if kind == EventKind::Submitted {
         data.application_id = Some("local-1".to_owned());
         data.tracking_url = Some("http://localhost:4040".to_owned());
+        data.way = Some(Way::Process);
     }
     if matches!(kind, EventKind::Retrying | EventKind::Failed) {
         data.failure = Some(failure());
@@ -577,6 +625,7 @@ fn full(kind: EventKind) -> Event {
     }
     if kind == EventKind::Completed {
         data.results = Some(json!({"auc": 0.5, "confusion": [[1, 2], [3, 4]]}));
+        data.records = Some(records());
     }
     event
 }

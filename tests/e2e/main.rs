@@ -13,6 +13,7 @@ mod life;
 mod ownership;
 mod past;
 mod platform;
+mod records;
 mod rights;
 mod spark;
 mod time_out;

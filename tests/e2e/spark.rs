@@ -24,14 +24,14 @@ const RETRY: &str = "retry.delays=200ms";
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Where the real parts are, and the turn to use them.
-struct Parts {
+pub(crate) struct Parts {
     python: String,
     spark_home: String,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Parts {
-    async fn take() -> Self {
+    pub(crate) async fn take() -> Self {
         let part = |name: &str| {
             std::env::var(name)
                 .unwrap_or_else(|_| panic!("{name} is not set; run tests/run, which installs the real Spark"))
@@ -43,7 +43,7 @@ impl Parts {
         }
     }
 
-    fn settings(&self) -> Vec<String> {
+    pub(crate) fn settings(&self) -> Vec<String> {
         vec![
             RETRY.to_owned(),
             format!("spark.home={}", self.spark_home),
@@ -199,15 +199,15 @@ async fn a_run_that_is_interrupted_is_cancelled_and_leaves_nothing() {
 }
 
 /// A standalone cluster of one master and one worker on loopback.
-struct Standalone {
+pub(crate) struct Standalone {
     master: Child,
     worker: Child,
-    address: String,
+    pub(crate) address: String,
     _folder: tempfile::TempDir,
 }
 
 impl Standalone {
-    async fn start(parts: &Parts) -> Self {
+    pub(crate) async fn start(parts: &Parts) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let start = |name: &str, arguments: &[&str]| {
             let log = std::fs::File::create(folder.path().join(name)).unwrap();

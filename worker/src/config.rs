@@ -492,6 +492,28 @@ pub static SETTINGS: &[Setting] = &[
          for this long, then rejected. The time that it waits in the queue does not count. 0s: it is rejected at once.",
     ),
     setting(
+        "records.process_below",
+        Kind::Size { least: 0 },
+        "4MiB",
+        "A record model whose inputs have fewer bytes than this is scored in one Python process, without a JVM and a Spark \
+         session, whose start takes longer than so few records. Only files on this machine are measured. 0B: always by Spark. \
+         Metrics and training need no session for files on this machine, whatever their size.",
+    ),
+    setting(
+        "records.frame_rows",
+        Kind::Count { least: 1, most: 100_000_000 },
+        "10000",
+        "How many rows a data frame has at most that a scoring function gets at once (`# modelop.recordsets.0: true`).",
+    ),
+    setting(
+        "records.memory",
+        Kind::Size { least: 0 },
+        "0B",
+        "How much memory the driver of a record model may use for whole data frames, where the job does not set \
+         `--driver-memory`. A metrics or training job that would need more fails at once, saying how much. 0B stands for what \
+         the machine has available when the job starts.",
+    ),
+    setting(
         "log.limit",
         Kind::Size { least: 16 * 1024 },
         "64MiB",
@@ -568,6 +590,8 @@ pub struct Settings {
     pub git: GitSettings,
     /// Pythons and Sparks for jobs.
     pub runtimes: RuntimeSettings,
+    /// Record models.
+    pub records: RecordsSettings,
     /// The logs of jobs.
     pub log: LogSettings,
     effective: Vec<Effective>,
@@ -743,6 +767,17 @@ pub struct RuntimeSettings {
     pub cache_size: u64,
     /// How long a job that none fits is offered to other workers.
     pub others: Duration,
+}
+
+/// Section `records`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordsSettings {
+    /// Inputs with fewer bytes are scored without Spark.
+    pub process_below: u64,
+    /// The most rows of a data frame that a scoring function gets at once.
+    pub frame_rows: u64,
+    /// What the driver may hold, in bytes; what there is when there is no limit.
+    pub memory: Option<u64>,
 }
 
 /// Section `log`.
@@ -932,6 +967,11 @@ impl Settings {
                 build_size: reader.count("runtimes.build_size"),
                 cache_size: reader.count("runtimes.cache_size"),
                 others: reader.span("runtimes.others"),
+            },
+            records: RecordsSettings {
+                process_below: reader.count("records.process_below"),
+                frame_rows: reader.count("records.frame_rows"),
+                memory: Some(reader.count("records.memory")).filter(|memory| *memory > 0),
             },
             log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
             effective: reader.effective(),

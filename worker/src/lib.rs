@@ -35,6 +35,9 @@
 //!
 //! **What a job only refers to** is fetched before it is checked ([`repository`]), and what it requires decides which Python
 //! runs it ([`runtimes`]). Both run helper programs ([`program`]), which end with whoever waits for them.
+//! **Record models.** Where a function gets records instead of lists of assets, what is agreed with it is a **contract**
+//! ([`job::contract`]): inputs, outputs, formats, schemas. The driver has it as a file. A contract whose records are few and
+//! lie on this machine needs no Spark session, and then no spark-submit is started but Python itself.
 //!
 //! **Truth.** A job has completed when its driver says so *and* its processes ended in order ([`job::collect`]).
 //!

@@ -95,7 +95,7 @@ enum Command {
     /// Tell whether a job can be run, and everything that is wrong with it.
     Validate(validate::Args),
     /// Make a job's JSON from a model's source.
-    New(new::Args),
+    New(Box<new::Args>),
     /// Declare, compare or print the broker's exchanges and queues.
     Topology(topology::Args),
     /// Look at dead jobs, replay or drop them.
@@ -436,7 +436,7 @@ fn dispatch(cli: Cli) -> Result<Exit, CliError> {
         Command::Status(args) => block_on(status::run(args, settings()?)),
         Command::Jobs(args) => block_on(jobs::run(args, settings()?)),
         Command::Validate(args) => block_on(validate::run(args, settings()?)),
-        Command::New(args) => new::run(&args),
+        Command::New(args) => new::run(&args, &settings()?),
         Command::Topology(args) => block_on(topology::run(args, settings()?)),
         Command::Dead(args) => block_on(dead::run(args, settings()?)),
         Command::Config(args) => config::run(&args, &sources),

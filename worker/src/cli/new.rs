@@ -1,4 +1,4 @@
-//! `spark-runtime new`: makes a job's JSON from a model's source and the paths of its data.
+//! `spark-runtime new`: makes a job's JSON from a model's source and the paths of its data, and judges it as a worker would.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,10 +8,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgGroup, ValueEnum};
 use serde_json::{Map, Value, json};
-use spark_runtime_protocol::job::INIT_KEY;
+use spark_runtime_protocol::job::{CHECK_INPUTS_KEY, CHECK_OUTPUTS_KEY, INIT_KEY};
 use spark_runtime_protocol::{Job, JobId, JobType};
 
 use super::{CliError, Exit, output, render};
+use crate::config::Settings;
+use crate::job::check::Judge;
+use crate::job::contract::Format;
 
 /// Names and values of flags, in the order in which they were given.
 type Table = Map<String, Value>;
@@ -45,6 +48,18 @@ pub(super) struct Args {
     /// An output, by path or URL; may be repeated.
     #[arg(long = "output", value_name = "PATH")]
     outputs: Vec<PathBuf>,
+    /// What the inputs hold whose names do not say it: csv, json, jsonl, avro or parquet.
+    #[arg(long, value_name = "FORMAT", value_parser = format_word)]
+    input_format: Option<Format>,
+    /// What the outputs are to hold whose names do not say it.
+    #[arg(long, value_name = "FORMAT", value_parser = format_word)]
+    output_format: Option<Format>,
+    /// Check each record of the inputs against this Avro schema (for a function that gets records).
+    #[arg(long, value_name = "SCHEMA.avsc")]
+    input_schema: Option<PathBuf>,
+    /// Check each record that the function yields against this Avro schema.
+    #[arg(long, value_name = "SCHEMA.avsc")]
+    output_schema: Option<PathBuf>,
     /// A file or folder that the model loads, by path or URL; may be repeated.
     #[arg(long = "model-file", value_name = "PATH")]
     model_files: Vec<PathBuf>,
@@ -75,17 +90,37 @@ enum Type {
     Training,
 }
 
-pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
+fn format_word(word: &str) -> Result<Format, String> {
+    Format::of_word(word).ok_or_else(|| format!("give one of {}", Format::words()))
+}
+
+pub(super) fn run(args: &Args, settings: &Settings) -> Result<Exit, CliError> {
     let text =
         serde_json::to_string_pretty(&job(args)?).map_err(|error| CliError::Internal(error.to_string()))?;
-    if let Err(refusal) = Job::read(text.as_bytes(), Some(JobId::random().as_str())) {
-        output::complain(&format!("{}; not written", render::faults(&refusal.faults)));
-        return Ok(Exit::Rejected);
-    }
+    let job = match Job::read(text.as_bytes(), Some(JobId::random().as_str())) {
+        Ok(job) => job,
+        Err(refusal) => {
+            output::complain(&format!("{}; not written", render::faults(&refusal.faults)));
+            return Ok(Exit::Rejected);
+        }
+    };
     match &args.out {
         None => output::line(&text)?,
         Some(path) => write(path, &text, args.force)
             .map_err(|source| CliError::Unwritable { path: path.clone(), source })?,
+    }
+    // What it is for may still be added by hand.
+    match Judge::of(settings)?.plan(&job) {
+        Ok(plan) => {
+            if plan.contract().is_some() {
+                let words = "gets records or data frames, not lists: a record model";
+                output::complain(&format!("{} {words}", plan.function));
+            }
+            plan.notes.iter().for_each(|note| output::complain(&format!("note: {note}")));
+        }
+        Err(faults) => {
+            output::complain(&format!("as it is, it would be rejected: {}", render::faults(&faults)))
+        }
     }
     Ok(Exit::Ok)
 }
@@ -132,9 +167,21 @@ fn job(args: &Args) -> Result<Value, CliError> {
     }
     job.insert("jobType".into(), json!(job_type));
     job.insert("jobStatus".into(), json!("CREATED"));
-    job.insert("model".into(), json!({"storedModel": {"modelAssets": assets}}));
-    job.insert("inputData".into(), externals(&args.inputs)?);
-    job.insert("outputData".into(), externals(&args.outputs)?);
+    let mut stored = json!({"modelAssets": assets});
+    let mut checks = Vec::new();
+    for (path, key, check) in [
+        (&args.input_schema, "inputSchema", CHECK_INPUTS_KEY),
+        (&args.output_schema, "outputSchema", CHECK_OUTPUTS_KEY),
+    ] {
+        if let Some(path) = path {
+            stored["modelMetaData"][key] = json!([{"schemaDefinition": schema(path)?}]);
+            checks.push(check);
+        }
+    }
+    job.insert("model".into(), json!({"storedModel": stored}));
+    job.insert("inputData".into(), externals(&args.inputs, args.input_format)?);
+    job.insert("outputData".into(), externals(&args.outputs, args.output_format)?);
+    job.extend(checks.into_iter().map(|check| (check.to_owned(), json!(true))));
     if !parameters.is_empty() {
         job.insert("jobParameters".into(), Value::Object(parameters));
     }
@@ -165,8 +212,22 @@ fn flags(given: &[String]) -> Result<(Table, Table), CliError> {
     Ok((parameters, properties))
 }
 
-fn externals(paths: &[PathBuf]) -> Result<Value, CliError> {
-    paths.iter().map(|path| external(path)).collect::<Result<Vec<_>, _>>().map(Value::Array)
+/// A schema as it lies in a file. Whether it is one is judged with the job.
+fn schema(path: &Path) -> Result<Value, CliError> {
+    let text = read_text(path)?;
+    Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+/// Assets for these places; `format` is that of those whose names do not say it.
+fn externals(paths: &[PathBuf], format: Option<Format>) -> Result<Value, CliError> {
+    let asset = |path: &PathBuf| {
+        let mut asset = external(path)?;
+        if let (None, Some(format)) = (asset.get("fileFormat"), format) {
+            asset["fileFormat"] = json!(format.word());
+        }
+        Ok(asset)
+    };
+    paths.iter().map(asset).collect::<Result<Vec<_>, CliError>>().map(Value::Array)
 }
 
 fn external(path: &Path) -> Result<Value, CliError> {
@@ -181,9 +242,8 @@ fn external(path: &Path) -> Result<Value, CliError> {
     };
     let name = url.trim_end_matches('/').rsplit('/').next().unwrap_or(&url).to_owned();
     let mut asset = json!({"name": name, "assetType": "EXTERNAL_FILE", "fileUrl": url, "filename": name});
-    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_uppercase());
-    if let Some(format @ ("CSV" | "JSON")) = ending.as_deref() {
-        asset["fileFormat"] = json!(format);
+    if let Some(format) = Format::of_name(&name) {
+        asset["fileFormat"] = json!(format.word());
     }
     Ok(asset)
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::Value;
-use spark_runtime_protocol::event::{Event, EventKind, Failure, Frame, JobResult, ModelException, Resources};
+use spark_runtime_protocol::event::{
+    Event, EventKind, Failure, Frame, JobResult, ModelException, Records, Resources, Way,
+};
 use spark_runtime_protocol::json::Fault;
 
 use super::{Exit, output};
@@ -147,6 +149,9 @@ pub fn phase(event: &Event) -> String {
             }
         }
         EventKind::Submitted => {
+            if data.way == Some(Way::Process) {
+                text.push_str(" without a Spark session");
+            }
             if let Some(id) = &data.application_id {
                 text.push_str(&format!(" as {}", one_line(id)));
             }
@@ -196,6 +201,7 @@ pub fn outcome(event: &Event) -> String {
                 let results = serde_json::to_string_pretty(results).unwrap_or_else(|_| results.to_string());
                 lines.push(format!("results:\n{}", plain(&results)));
             }
+            lines.extend(data.records.as_ref().map(records));
             lines.extend(assets("outputs:", data.output_data.as_ref()));
             lines.extend(assets("files of the training:", data.additional_assets.as_ref()));
             lines.extend(data.resources.map(resources));
@@ -210,6 +216,27 @@ pub fn outcome(event: &Event) -> String {
         _ => {}
     }
     lines.join("\n")
+}
+
+fn records(records: &Records) -> String {
+    let how = match records.way {
+        Way::Process => "in one process",
+        Way::Spark => "by Spark",
+    };
+    let mut text = format!(
+        "records: {} read, {} scored, {} written, {how}",
+        records.read, records.scored, records.written
+    );
+    for reason in &records.reasons {
+        let field = reason.field.as_deref().map(one_line).unwrap_or_else(|| "the record".to_owned());
+        text.push_str(&format!(
+            "\n  {}: {field} {}, {} times",
+            reason.side.word(),
+            one_line(&reason.reason),
+            reason.count
+        ));
+    }
+    text
 }
 
 fn headline(event: &Event) -> String {
@@ -400,8 +427,7 @@ mod tests {
     }
 
     fn failure(class: FailureClass, message: &str) -> Failure {
-        let message = message.to_owned();
-        Failure { class, message, exception: None, exit_code: None, signal: None, log_tail: None, log: None }
+        crate::job::submit::plain(class, message.to_owned())
     }
 
     #[test]

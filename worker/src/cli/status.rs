@@ -234,6 +234,8 @@ mod tests {
                 class: FailureClass::Submit,
                 message: "no driver\u{1b}[2J".to_owned(),
                 exception: None,
+                record: None,
+                input: None,
                 exit_code: None,
                 signal: None,
                 log_tail: None,

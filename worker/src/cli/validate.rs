@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use spark_runtime_protocol::json::Fault;
-use spark_runtime_protocol::{Job, JobId};
+use spark_runtime_protocol::{Job, JobId, JobType};
 
 use super::run::of_service;
 use super::{CliError, Exit, input, output, render};
 use crate::config::Settings;
 use crate::job::check::{Judge, Plan};
+use crate::job::contract::Contract;
 use crate::job::resolve::required;
 use crate::repository::FetchError;
 use crate::service::{repositories, runtimes};
@@ -20,7 +21,7 @@ pub(super) struct Args {
     /// The job; `-` reads the standard input.
     #[arg(value_name = "JOB.json")]
     job: PathBuf,
-    /// Print JSON: an object with `valid` and `faults`.
+    /// Print JSON: an object with `valid`, `faults` and `notes`.
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +41,8 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<Exit, CliError
     };
     let faults = judged.as_ref().err().map_or(&[] as &[Fault], Vec::as_slice);
     if args.json {
-        output::json(&json!({"valid": faults.is_empty(), "faults": faults}))?;
+        let notes = judged.as_ref().map_or(&[] as &[String], |(plan, _)| &plan.notes);
+        output::json(&json!({"valid": faults.is_empty(), "faults": faults, "notes": notes}))?;
     } else {
         output::line(
             &judged.as_ref().map_or_else(|faults| render::faults(faults), |(plan, job)| summary(plan, job)),
@@ -74,7 +76,52 @@ async fn runnable(settings: &Settings, job: &Job) -> Result<Result<(), Vec<Fault
     Ok(runtimes.fitting(&wanted).await.map(drop))
 }
 
+/// What is agreed with a record model, a line for each of its inputs and outputs.
+fn agreed(contract: &Contract) -> String {
+    let schema = |schema: &Option<Value>| match schema {
+        Some(schema) => {
+            let fields = schema["fields"].as_array().map_or(0, Vec::len);
+            format!(", checked against a schema of {}", render::count(fields, "field"))
+        }
+        None => String::new(),
+    };
+    let mut lines: Vec<String> = Vec::new();
+    lines.extend(contract.inputs.iter().map(|input| {
+        let frames = if input.recordsets { " as data frames" } else { "" };
+        format!(
+            "slot {}: reads {} ({}){frames}{}",
+            input.slot,
+            input.name,
+            input.format.word(),
+            schema(&input.schema)
+        )
+    }));
+    lines.extend(contract.outputs.iter().map(|output| {
+        format!(
+            "slot {}: writes {} ({}){}",
+            output.slot,
+            output.name,
+            output.format.word(),
+            schema(&output.schema)
+        )
+    }));
+    lines.join("\n")
+}
+
 fn summary(plan: &Plan, job: &Job) -> String {
     let staged = render::count(job.staged_files().count(), "staged file");
-    format!("valid: {}, function {}, {staged}", job.job_type().wire(), plan.function)
+    let given = match (plan.contract(), job.job_type()) {
+        (None, _) => "three lists",
+        (Some(_), JobType::Score) => "records",
+        (Some(_), JobType::Metrics | JobType::Training) => "data frames",
+    };
+    let mut text =
+        format!("valid: {}, function {} with {given}, {staged}", job.job_type().wire(), plan.function);
+    if let Some(contract) = plan.contract() {
+        text.push_str(&format!("\n{}", agreed(contract)));
+    }
+    for note in &plan.notes {
+        text.push_str(&format!("\nnote: {note}"));
+    }
+    text
 }

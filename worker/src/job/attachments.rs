@@ -83,7 +83,7 @@ fn limits(settings: &AttachmentSettings) -> Limits {
 fn files(job: &Job) -> Vec<Attachment> {
     let of_the_model = job
         .staged_files()
-        .filter(|file| matches!(file.content, Content::Base64(_)) && file.pointer.starts_with("/model/"));
+        .filter(|file| !matches!(file.content, Content::Text(_)) && file.pointer.starts_with("/model/"));
     of_the_model
         .map(|file| Attachment { pointer: file.pointer.to_owned(), path: file.path.clone() })
         .collect()

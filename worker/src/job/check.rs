@@ -6,29 +6,55 @@
 
 use std::ffi::OsString;
 
-use spark_runtime_protocol::job::{INIT_KEY, Job, JobType};
+use spark_runtime_protocol::asset::OUTPUT_FOLDER;
+use spark_runtime_protocol::event::Way;
+use spark_runtime_protocol::job::{CHECK_INPUTS_KEY, CHECK_OUTPUTS_KEY, INIT_KEY, Job, JobType};
 use spark_runtime_protocol::json::Fault;
 
-use super::source::{Function, Source, python_objects};
-use crate::config::Settings;
+use super::contract::{self, Contract, Style};
+use super::source::{Function, Said, Source, python_objects};
+use crate::config::{RecordsSettings, Settings};
 use crate::spark::argv::CommandLine;
-use crate::spark::installation::{Environment, Installation};
+use crate::spark::installation::{Environment, Installation, hadoop_file_system};
 use crate::spark::policy::{Policy, PolicyError, Setting};
 
 /// The number of lists that a Spark model's function takes: inputs, outputs, model attachments.
 const LISTS: usize = 3;
+/// The property that says where paths without a scheme lead.
+const FILE_SYSTEM: &str = "spark.hadoop.fs.defaultFS";
 
 /// What will be done for a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The function to call.
     pub function: String,
+    /// How it is called.
+    pub style: Style,
     /// The init function to call before it.
     pub init: Option<String>,
     /// The init function takes the job.
     pub init_takes_job: bool,
     /// What spark-submit is told.
     pub command_line: CommandLine,
+    /// What is to be told about it, each as a sentence.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// How the driver is run. For a record model this is known once its contract is settled.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        self.contract().map_or(Way::Spark, |contract| contract.way)
+    }
+
+    /// What is agreed with a record model.
+    #[must_use]
+    pub fn contract(&self) -> Option<&Contract> {
+        match &self.style {
+            Style::Lists => None,
+            Style::Records(contract) => Some(contract),
+        }
+    }
 }
 
 /// What a job is judged by.
@@ -37,6 +63,9 @@ pub struct Judge {
     policy: Policy,
     master: String,
     python: OsString,
+    records: RecordsSettings,
+    /// The file system of paths without a scheme, where this machine's configuration names one.
+    file_system: Option<String>,
 }
 
 impl Judge {
@@ -50,10 +79,19 @@ impl Judge {
             None => Policy::default(),
         };
         Setting::read("--master", &settings.spark.master).map_err(PolicyError::Master)?;
-        let none = Installation { submit: "spark-submit".into(), home: None };
-        let installation = Installation::find(&settings.spark).unwrap_or(none);
-        let python = Environment::of(&settings.spark, &installation).python().to_owned();
-        Ok(Self { policy, master: settings.spark.master.clone(), python })
+        let installation = Installation::find(&settings.spark).ok();
+        let environment = Environment::of(&settings.spark, installation.as_ref());
+        let defaults = installation.and_then(|installation| installation.defaults(&environment).ok());
+        let named = defaults.and_then(|text| {
+            text.lines().find_map(|line| Some(line.trim().strip_prefix(FILE_SYSTEM)?.trim().to_owned()))
+        });
+        Ok(Self {
+            policy,
+            master: settings.spark.master.clone(),
+            python: environment.python().to_owned(),
+            records: settings.records.clone(),
+            file_system: named.or_else(|| hadoop_file_system(&environment)),
+        })
     }
 
     /// Decides what to do for `job`. Blocks: a source that looks wrong is shown to Python.
@@ -75,24 +113,56 @@ impl Judge {
             faults.extend(CommandLine::of(job, &self.policy, &self.master).err().unwrap_or_default());
             return Err(faults);
         }
-        let function = function_for(job, &source, &at_source, &mut faults);
-        let init = init_for(job, &source, &at_source, &mut faults);
-        match (function, CommandLine::of(job, &self.policy, &self.master)) {
-            (Some(function), Ok(command_line)) if faults.is_empty() => {
-                let init_takes_job =
-                    init.as_deref().and_then(|name| source.function(name)).is_some_and(|init| {
-                        // Called with the job whenever it takes it, as the driver does.
-                        init.arity.takes(1)
-                    });
-                let unseen =
-                    init.as_deref().is_some_and(|name| source.function(name).is_none_or(|f| f.is_decorated));
-                Ok(Plan { function, init_takes_job: init_takes_job || unseen, init, command_line })
-            }
-            (_, command_line) => {
-                faults.extend(command_line.err().unwrap_or_default());
-                Err(faults)
-            }
+        let mut notes = source.remarks.clone();
+        notes.extend(loose_tags(job, &source));
+        let function = function_for(job, &source, &at_source, &mut faults, &mut notes);
+        let init = init_for(job, &source, &at_source, &mut faults, &mut notes);
+        faults.extend(output_folder_faults(job));
+        let command_line = CommandLine::of(job, &self.policy, &self.master);
+        let file_system = command_line.as_ref().ok().and_then(|line| self.file_system(line));
+        let style = function.as_ref().and_then(|function| {
+            let read = match function.shape {
+                Shape::Lists => Ok((Style::Lists, unchecked(job))),
+                Shape::Records => contract::draft(job, &source, &self.records, file_system)
+                    .map(|(contract, notes)| (Style::Records(Box::new(contract)), notes)),
+            };
+            read.map_err(|found| faults.extend(found)).ok()
+        });
+        let command_line = command_line.map_err(|found| faults.extend(found)).ok();
+        let (Some(function), Some((mut style, more)), Some(command_line)) = (function, style, command_line)
+        else {
+            return Err(faults);
+        };
+        if !faults.is_empty() {
+            return Err(faults);
         }
+        notes.extend(more);
+        if let Style::Records(contract) = &mut style {
+            contract.memory = command_line.driver_memory().or(contract.memory);
+        }
+        let init_function = init.as_deref().map(|name| source.function(name));
+        // Called with the job whenever it takes it, as the driver does; one that nobody sees may take it.
+        let init_takes_job = init_function.is_some_and(|found| {
+            found.is_none_or(|function| function.is_decorated || function.arity.takes(1))
+        });
+        Ok(Plan { function: function.name, style, init, init_takes_job, command_line, notes })
+    }
+
+    /// Settles on this machine what is agreed with a record model. Blocks.
+    ///
+    /// # Errors
+    /// An input that is not there.
+    pub fn settle(&self, plan: &mut Plan) -> Result<(), Vec<Fault>> {
+        match &mut plan.style {
+            Style::Lists => Ok(()),
+            Style::Records(contract) => contract.settle(&self.records),
+        }
+    }
+
+    /// The file system of paths without a scheme, where it is not this machine's own.
+    fn file_system<'a>(&'a self, command_line: &'a CommandLine) -> Option<&'a str> {
+        let named = command_line.default_file_system().or(self.file_system.as_deref());
+        named.filter(|url| !url.starts_with("file:"))
     }
 
     fn objection(&self, text: &str, at: &str) -> Option<Fault> {
@@ -129,52 +199,145 @@ fn there(source: &Source) -> String {
     if names.is_empty() { "it has no functions".to_owned() } else { format!("it has {}", names.join(", ")) }
 }
 
-fn function_for(job: &Job, source: &Source, at_source: &str, faults: &mut Vec<Fault>) -> Option<String> {
+/// How a function is called, as far as it can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// With three lists.
+    Lists,
+    /// With a record, or with data frames.
+    Records,
+}
+
+struct Chosen {
+    name: String,
+    shape: Shape,
+}
+
+fn function_for(
+    job: &Job,
+    source: &Source,
+    at_source: &str,
+    faults: &mut Vec<Fault>,
+    notes: &mut Vec<String>,
+) -> Option<Chosen> {
     let role = role(job.job_type());
     let keys = job.job_type().function_keys();
+    let tags = job.job_type().function_tags();
+    let tagged = tagged(source, tags, job.job_type());
+    let inputs = contract::used_inputs(job, source);
+    let mut chosen = |name: &str, at: &str| {
+        let shape = match source.function(name) {
+            Some(function) => shape_of(function, job.job_type(), inputs).unwrap_or_else(|message| {
+                faults.push(Fault::new(at, message));
+                Shape::Lists
+            }),
+            None => Shape::Lists,
+        };
+        Chosen { name: name.to_owned(), shape }
+    };
     if let Some(name) = job.named_function(keys) {
         let key = keys.iter().find(|key| job.primary_source().get(**key).is_some()).unwrap_or(&keys[0]);
         let at = format!("{}/{key}", job.primary_pointer());
+        notes.extend(disagreement(role, name, &tagged));
         if !source_may_have(source, name) {
-            faults.push(Fault::new(
-                at,
-                format!("names {name:?}, which the source does not have; {}", there(source)),
-            ));
+            let message = format!("names {name:?}, which the source does not have; {}", there(source));
+            faults.push(Fault::new(at, message));
             return None;
         }
-        if let Some(function) = source.function(name) {
-            faults.extend(misfit(function, &at));
-        }
-        return Some(name.to_owned());
+        return Some(chosen(name, &at));
     }
-    let tags = job.job_type().function_tags();
-    match source.tagged(tags)[..] {
-        [function] => {
-            faults.extend(misfit(function, at_source));
-            Some(function.name.clone())
-        }
-        [] => {
+    match &tagged[..] {
+        [said] if source_may_have(source, &said.word) => Some(chosen(&said.word, at_source)),
+        [said] => {
             let message = format!(
-                "names no {role} function; set \"{}\" or put `# modelop.{}` above it; {}",
-                keys[0],
-                tags[0],
+                "the tag action (line {}) names {:?}, which the source does not have; {}",
+                said.line,
+                said.word,
                 there(source)
             );
             faults.push(Fault::new(at_source, message));
             None
         }
-        [first, second, ..] => {
-            let message = format!(
-                "tags two {role} functions, {} (line {}) and {} (line {}); leave the tag at one",
-                first.name, first.line, second.name, second.line
-            );
+        [] => {
+            let loose = source.loose.iter().find(|said| tags.contains(&said.word.as_str()));
+            let message = match loose {
+                Some(said) => format!(
+                    "names no {role} function: the tag {} (line {}) stands above none; put it directly above its def; {}",
+                    said.word,
+                    said.line,
+                    there(source)
+                ),
+                None => format!(
+                    "names no {role} function; set \"{}\" or put `# modelop.{}` above it; {}",
+                    keys[0],
+                    tags[0],
+                    there(source)
+                ),
+            };
             faults.push(Fault::new(at_source, message));
+            None
+        }
+        [first, second, ..] => {
+            faults.push(Fault::new(at_source, two(role, first, second)));
             None
         }
     }
 }
 
-fn init_for(job: &Job, source: &Source, at_source: &str, faults: &mut Vec<Fault>) -> Option<String> {
+/// The functions that tags say are for this, each once with its line; where a tag only names one, with the tag's.
+fn tagged(source: &Source, tags: &[&str], job_type: JobType) -> Vec<Said> {
+    let above = source.tagged(tags).into_iter();
+    let mut found: Vec<Said> =
+        above.map(|function| Said { word: function.name.clone(), line: function.line }).collect();
+    if job_type == JobType::Score {
+        for action in &source.actions {
+            if !found.iter().any(|said| said.word == action.word) {
+                found.push(action.clone());
+            }
+        }
+    }
+    found
+}
+
+fn two(role: &str, first: &Said, second: &Said) -> String {
+    format!(
+        "tags two {role} functions, {} (line {}) and {} (line {}); leave the tag at one",
+        first.word, first.line, second.word, second.line
+    )
+}
+
+/// The asset's word counts; whoever wrote another into the source is told.
+fn disagreement(role: &str, name: &str, tagged: &[Said]) -> Option<String> {
+    let other = tagged.iter().find(|said| said.word != name)?;
+    Some(format!(
+        "the asset names {name} as the {role} function, and a tag in the source {} (line {}); {name} is called",
+        other.word, other.line
+    ))
+}
+
+/// What is to be told of tags that stand above no function.
+fn loose_tags(job: &Job, source: &Source) -> Vec<String> {
+    let known = JobType::ALL.iter().flat_map(|job_type| job_type.function_tags()).chain([&"init"]);
+    let known: Vec<&str> = known.copied().collect();
+    let is_asked = |said: &&Said| {
+        // The one that is missing is told as a fault.
+        let is_missing = job.job_type().function_tags().contains(&said.word.as_str())
+            && job.named_function(job.job_type().function_keys()).is_none();
+        known.contains(&said.word.as_str()) && !is_missing
+    };
+    let told = source.loose.iter().filter(is_asked).take(5).map(|said| {
+        format!("the tag {} (line {}) stands above no function and says nothing", said.word, said.line)
+    });
+    told.collect()
+}
+
+fn init_for(
+    job: &Job,
+    source: &Source,
+    at_source: &str,
+    faults: &mut Vec<Fault>,
+    notes: &mut Vec<String>,
+) -> Option<String> {
     let mut fits = |function: &Function, at: &str| {
         if !function.is_decorated && !function.arity.takes(0) && !function.arity.takes(1) {
             let message = format!(
@@ -184,8 +347,12 @@ fn init_for(job: &Job, source: &Source, at_source: &str, faults: &mut Vec<Fault>
             faults.push(Fault::new(at, message));
         }
     };
+    let tagged: Vec<&Function> = source.tagged(&["init"]);
+    let said = |function: &Function| Said { word: function.name.clone(), line: function.line };
     if let Some(name) = job.named_function(&[INIT_KEY]) {
         let at = format!("{}/{INIT_KEY}", job.primary_pointer());
+        let all: Vec<Said> = tagged.iter().map(|function| said(function)).collect();
+        notes.extend(disagreement("init", name, &all));
         match source.function(name) {
             Some(function) => fits(function, &at),
             None if source_may_have(source, name) => {}
@@ -196,21 +363,42 @@ fn init_for(job: &Job, source: &Source, at_source: &str, faults: &mut Vec<Fault>
         }
         return Some(name.to_owned());
     }
-    match source.tagged(&["init"])[..] {
+    match tagged[..] {
         [] => None,
         [function] => {
             fits(function, at_source);
             Some(function.name.clone())
         }
         [first, second, ..] => {
-            let message = format!(
-                "tags two init functions, {} (line {}) and {} (line {}); leave the tag at one",
-                first.name, first.line, second.name, second.line
-            );
-            faults.push(Fault::new(at_source, message));
+            faults.push(Fault::new(at_source, two("init", &said(first), &said(second))));
             None
         }
     }
+}
+
+/// What a training job leaves must be its function's own.
+fn output_folder_faults(job: &Job) -> Vec<Fault> {
+    if job.job_type() != JobType::Training {
+        return Vec::new();
+    }
+    let within = |path: &str| path == OUTPUT_FOLDER || path.starts_with(&format!("{OUTPUT_FOLDER}/"));
+    let files = job.staged_files().filter(|file| within(file.path.as_str()));
+    files
+        .map(|file| {
+            let message = format!(
+                "brings {:?}, and what lies in {OUTPUT_FOLDER} is what a training job leaves; choose another name",
+                file.path.as_str()
+            );
+            Fault::new("", message)
+        })
+        .collect()
+}
+
+/// What is to be told where schemas were to be checked and nobody here sees the records.
+fn unchecked(job: &Job) -> Vec<String> {
+    let is_asked = job.says(CHECK_INPUTS_KEY) || job.says(CHECK_OUTPUTS_KEY);
+    let note = "no schema is checked: the function reads and writes its files by itself";
+    if is_asked { vec![note.to_owned()] } else { Vec::new() }
 }
 
 /// Whether a name can stand for a function once the source is loaded.
@@ -218,29 +406,44 @@ fn source_may_have(source: &Source, name: &str) -> bool {
     source.function(name).is_some() || source.other_names.contains(name) || source.binds_unseen
 }
 
-/// Why a function cannot be called with three lists, when that can be told.
-fn misfit(function: &Function, at: &str) -> Option<Fault> {
-    if function.is_decorated {
-        return None;
-    }
+/// How a function is called in a job of this type with so many inputs. What a decorator makes of it cannot be seen; it is
+/// taken for what its `def` says, and for a Spark model's where that says nothing.
+///
+/// # Errors
+/// Why it cannot be called either way.
+pub fn shape_of(function: &Function, job_type: JobType, inputs: usize) -> Result<Shape, String> {
     let (name, line) = (&function.name, function.line);
-    if function.is_async {
-        return Some(Fault::new(at, format!("{name} (line {line}) is async; give a plain function")));
+    if function.is_async && !function.is_decorated {
+        return Err(format!("{name} (line {line}) is async; give a plain function"));
     }
+    let frames = match job_type {
+        JobType::Score => 1,
+        JobType::Metrics | JobType::Training => inputs,
+    };
     if function.arity.takes(LISTS) {
-        return None;
+        return Ok(Shape::Lists);
     }
+    if function.arity.takes(frames) {
+        return Ok(Shape::Records);
+    }
+    if function.is_decorated {
+        return Ok(Shape::Lists);
+    }
+    let counted =
+        |count: usize| if count == 1 { "1 argument".to_owned() } else { format!("{count} arguments") };
     let takes = match (function.arity.needs_keywords, function.arity.most) {
         (true, _) => "needs keyword arguments".to_owned(),
-        (_, Some(1)) => "takes 1 argument, as record models do, which this version does not run".to_owned(),
-        (_, Some(most)) => format!("takes {most} arguments"),
-        (_, None) => format!("needs {} arguments", function.arity.required),
+        (_, Some(most)) => format!("takes {}", counted(most)),
+        (_, None) => format!("needs {}", counted(function.arity.required)),
     };
-    Some(Fault::new(
-        at,
-        format!(
-            "{name} (line {line}) {takes}; a Spark model's function takes three lists: inputs, outputs, attachments"
-        ),
+    let or = match (job_type, inputs) {
+        (JobType::Score, _) => "or one record".to_owned(),
+        (_, 1) => "or one data frame, that of the job's input".to_owned(),
+        (_, inputs) => format!("or a data frame for each of the job's {inputs} inputs"),
+    };
+    Err(format!(
+        "{name} (line {line}) {takes}; a {} function takes three lists (inputs, outputs, attachments), {or}",
+        role(job_type)
     ))
 }
 
@@ -249,14 +452,32 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn records() -> RecordsSettings {
+        Settings::load(&crate::config::Sources::default()).unwrap().records
+    }
+
     fn plan(source: &str, keys: serde_json::Value) -> Result<Plan, Vec<String>> {
+        plan_job(source, keys, json!({}))
+    }
+
+    /// `more` are further keys of the job.
+    fn plan_job(source: &str, keys: serde_json::Value, more: serde_json::Value) -> Result<Plan, Vec<String>> {
         let mut asset = json!({"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": source});
         for (key, value) in keys.as_object().unwrap() {
             asset[key] = value.clone();
         }
-        let document = json!({"id": "j", "jobType": "MODEL_BATCH_JOB", "model": {"storedModel": {"modelAssets": [asset]}}});
+        let mut document = json!({"id": "j", "jobType": "MODEL_BATCH_JOB", "model": {"storedModel": {"modelAssets": [asset]}}});
+        for (key, value) in more.as_object().unwrap() {
+            document[key] = value.clone();
+        }
         let job = Job::read(document.to_string().as_bytes(), None).unwrap();
-        let judge = Judge { policy: Policy::default(), master: "local[*]".into(), python: "python3".into() };
+        let judge = Judge {
+            policy: Policy::default(),
+            master: "local[*]".into(),
+            python: "python3".into(),
+            records: records(),
+            file_system: None,
+        };
         judge.plan(&job).map_err(|faults| faults.into_iter().map(|fault| fault.message).collect())
     }
 
@@ -293,15 +514,117 @@ mod tests {
     #[test]
     fn functions_that_cannot_be_called_are_named_with_their_line() {
         let fault = |source: &str| plan(source, json!({"scoreFunction": "score"})).unwrap_err().join("; ");
-        assert!(
-            fault("\ndef score(data): pass").contains("score (line 2) takes 1 argument, as record models do")
+        assert_eq!(
+            fault("\ndef score(a, b): pass"),
+            "score (line 2) takes 2 arguments; a scoring function takes three lists (inputs, outputs, attachments), or one record"
         );
-        assert!(fault("def score(a, b): pass").contains("takes 2 arguments"));
         assert!(fault("async def score(a, b, c): pass").contains("is async"));
         assert!(fault("def score(a, b, c, *, k): pass").contains("needs keyword arguments"));
-        assert!(plan("@wraps\ndef score(x): pass", json!({"scoreFunction": "score"})).is_ok());
+        assert!(plan("@wraps\ndef score(x, y): pass", json!({"scoreFunction": "score"})).is_ok());
         let two = "# modelop.score\ndef a(x,y,z): pass\n# modelop.score\ndef b(x,y,z): pass\n";
         assert!(plan(two, json!({})).unwrap_err()[0].contains("a (line 2) and b (line 4)"));
+    }
+
+    /// How a function with these parameters is called in a job of this type with so many inputs.
+    fn shape(parameters: &str, job_type: JobType, inputs: usize) -> Result<Shape, String> {
+        let source = Source::read(&format!("def f({parameters}): pass\n"));
+        shape_of(&source.functions[0], job_type, inputs)
+    }
+
+    #[test]
+    fn the_parameters_say_how_a_function_is_called() {
+        use JobType::{Metrics, Score, Training};
+        for (parameters, job_type, inputs, expected) in [
+            ("a, b, c", Score, 1, Shape::Lists),
+            ("a, b, c", Metrics, 3, Shape::Lists),
+            ("*args", Metrics, 1, Shape::Lists),
+            ("record", Score, 1, Shape::Records),
+            ("record, *, k=1", Score, 2, Shape::Records),
+            ("df", Metrics, 1, Shape::Records),
+            ("df, threshold=0.5", Training, 1, Shape::Records),
+            ("a, b", Metrics, 2, Shape::Records),
+            ("", Training, 0, Shape::Records),
+        ] {
+            assert_eq!(
+                shape(parameters, job_type, inputs),
+                Ok(expected),
+                "{parameters} {job_type:?} {inputs}"
+            );
+        }
+        assert_eq!(
+            shape("a, b", Training, 1).unwrap_err(),
+            "f (line 1) takes 2 arguments; a training function takes three lists (inputs, outputs, attachments), or one data frame, that of the job's input"
+        );
+        assert!(
+            shape("a", Metrics, 2).unwrap_err().ends_with("or a data frame for each of the job's 2 inputs")
+        );
+        assert!(shape("", Score, 1).unwrap_err().contains("takes 0 arguments"));
+    }
+
+    #[test]
+    fn an_action_names_the_scoring_function_as_fastscore_does() {
+        let one = |source: &str| plan(source, json!({})).map(|plan| plan.function);
+        assert_eq!(one("# fastscore.action: go\ndef go(a, b, c): pass\n"), Ok("go".to_owned()));
+        assert_eq!(one("# modelop.action\ndef go(a, b, c): pass\n"), Ok("go".to_owned()));
+        assert_eq!(
+            one("# fastscore.action: go\n# modelop.score\ndef go(a, b, c): pass\n"),
+            Ok("go".to_owned())
+        );
+        let faults =
+            one("# fastscore.action: go\n# modelop.score\ndef run(a, b, c): pass\ndef go(a, b, c): pass\n");
+        assert!(
+            faults.clone().unwrap_err()[0].contains("two scoring functions, run (line 3) and go (line 1)"),
+            "{faults:?}"
+        );
+        let faults = one("# fastscore.action: gone\ndef go(a, b, c): pass\n").unwrap_err();
+        assert_eq!(
+            faults,
+            ["the tag action (line 1) names \"gone\", which the source does not have; it has go"]
+        );
+    }
+
+    #[test]
+    fn where_the_asset_and_a_tag_disagree_the_asset_counts_and_it_is_told() {
+        let source =
+            "# modelop.init\ndef i(): pass\n# modelop.score\ndef a(x, y, z): pass\ndef b(x, y, z): pass\n";
+        let plan = plan(source, json!({"scoreFunction": "b", "initFunction": "i"})).unwrap();
+        assert_eq!(plan.function, "b");
+        assert_eq!(
+            plan.notes,
+            ["the asset names b as the scoring function, and a tag in the source a (line 4); b is called"]
+        );
+    }
+
+    #[test]
+    fn tags_on_nothing_are_told_and_those_that_are_needed_are_faults() {
+        let source =
+            "# modelop.score\nx = 1\n# modelop.metrics\ny = 2\ndef f(a, b, c): pass\n# modelop.scroe\n";
+        assert_eq!(
+            plan(source, json!({})).unwrap_err(),
+            [
+                "names no scoring function: the tag score (line 1) stands above none; put it directly above its def; it has f"
+            ]
+        );
+        let notes = plan(source, json!({"scoreFunction": "f"})).unwrap().notes;
+        assert_eq!(
+            notes,
+            [
+                "line 6 of the source, \"# modelop.scroe\", says nothing; did you mean score?",
+                "the tag score (line 1) stands above no function and says nothing",
+                "the tag metrics (line 3) stands above no function and says nothing",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_training_job_brings_nothing_into_the_folder_of_what_it_leaves() {
+        let file = |name: &str| {
+            let more = json!({"jobType": "MODEL_BATCH_TRAINING_JOB", "inputData": [
+                {"assetType": "FILE", "filename": name, "fileContent": ""}]});
+            plan_job("def t(a, b, c): pass", json!({"trainingFunction": "t"}), more).err().unwrap_or_default()
+        };
+        assert!(file("outputDir/x.csv")[0].contains("choose another name"));
+        assert_eq!(file("outputDirs/x.csv"), [""; 0]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
-use spark_runtime_protocol::event::{Failure, FailureClass};
+use spark_runtime_protocol::event::{Failure, FailureClass, Records, Way};
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
@@ -26,7 +26,7 @@ use crate::config::Keep;
 use crate::spark::Ending;
 use crate::spark::client_mode::{STANDARD_ERROR, STANDARD_OUTPUT};
 use crate::spark::guard::ExitStatus;
-use crate::spark::report::{FailureKind, Word};
+use crate::spark::report::{AtRecord, FailureKind, Word};
 
 /// The exit code of a driver that cannot reach the worker.
 const DRIVER_CUT_OFF: i32 = 70;
@@ -34,6 +34,9 @@ const DRIVER_CUT_OFF: i32 = 70;
 /// The most that results, and FILE outputs together, may bring into one event, in bytes. RabbitMQ takes messages of 16 MiB
 /// from release 4.0 on; base64 adds a third.
 const LARGEST_PART: u64 = 4 << 20;
+/// The most reasons for bad records that an event has, and the most characters of each.
+const MOST_REASONS: usize = 20;
+const LONGEST_REASON: usize = 200;
 /// Where results are kept that no event takes.
 const RESULTS: &str = "results.json";
 
@@ -41,6 +44,7 @@ const RESULTS: &str = "results.json";
 pub async fn collect(
     context: &Context,
     job: Job,
+    way: Way,
     staged: &Staged,
     tracked: Tracked,
     course: &mut Course,
@@ -48,9 +52,14 @@ pub async fn collect(
     let limits = Limits {
         submit_timeout: in_words(context.settings.job.submit_timeout),
         run_timeout: in_words(context.settings.job.run_timeout),
+        starter: match way {
+            Way::Process => "Python",
+            Way::Spark => "spark-submit",
+        },
     };
     match judge(tracked, &job, &limits) {
-        Verdict::Completed(results) => {
+        Verdict::Completed { results, records } => {
+            let records = records.map(bounded);
             let (results, complaint) = match results {
                 Some(results) => fitting(context, &staged.directory, results).await,
                 None => (None, None),
@@ -68,6 +77,7 @@ pub async fn collect(
                     output_data,
                     additional_assets: None,
                     complaints,
+                    records,
                 }));
             }
             let outputs =
@@ -82,6 +92,7 @@ pub async fn collect(
                         output_data,
                         additional_assets: None,
                         complaints,
+                        records,
                     }))
                 }
                 Err(error) => super::submit::broken(&format!("reading the outputs was cut short: {error}")),
@@ -138,7 +149,7 @@ async fn fitting(context: &Context, directory: &Path, results: Value) -> (Option
 /// What the end of an application says about the attempt.
 #[derive(Debug, PartialEq)]
 enum Verdict {
-    Completed(Option<Value>),
+    Completed { results: Option<Value>, records: Option<Records> },
     Failed { failure: Box<Failure>, may_pass: bool },
     Rejected(Vec<Fault>),
     Stopped(StopReason),
@@ -149,6 +160,23 @@ enum Verdict {
 struct Limits {
     submit_timeout: String,
     run_timeout: String,
+    /// What the driver is started by.
+    starter: &'static str,
+}
+
+/// What a driver says of records, no larger than anybody reads. The model runs in its process, and might say anything.
+fn bounded(mut records: Records) -> Records {
+    let cut = |text: &mut String| {
+        if let Some((at, _)) = text.char_indices().nth(LONGEST_REASON) {
+            text.truncate(at);
+        }
+    };
+    records.reasons.truncate(MOST_REASONS);
+    for reason in &mut records.reasons {
+        cut(&mut reason.reason);
+        reason.field.iter_mut().for_each(cut);
+    }
+    records
 }
 
 fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
@@ -169,13 +197,13 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
     match ending.report.take() {
         // Only both together are a success. One that was there before the end was asked for counts; one that came after
         // may be what a model makes of a signal.
-        Some(Word::Completed { results })
+        Some(Word::Completed { results, records })
             if exit_code == Some(0) && (cut.is_none() || ending.report_came_first) =>
         {
-            return Verdict::Completed(results);
+            return Verdict::Completed { results, records };
         }
-        Some(Word::Failed { kind, exception, functions }) if cut.is_none() => {
-            return raised(kind, exception, &functions, &ending, job, exit_code);
+        Some(Word::Failed { kind, exception, functions, at }) if cut.is_none() => {
+            return raised(kind, exception, &functions, at, &ending, job, exit_code);
         }
         Some(Word::Completed { .. })
             if cut.is_none() && !ending.exit.fenced && exit_code.or(signal).is_some() =>
@@ -197,8 +225,8 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         }
         Some(Cut::SubmitDeadline) => {
             let message = format!(
-                "spark-submit did not start the driver within {} (job.submit_timeout)",
-                limits.submit_timeout
+                "{} did not start the driver within {} (job.submit_timeout)",
+                limits.starter, limits.submit_timeout
             );
             return failed(FailureClass::Submit, message, true);
         }
@@ -208,7 +236,7 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         return Verdict::Interrupted;
     }
     if ending.exit.status == ExitStatus::Lost {
-        let message = "the guard that ran spark-submit was killed, and the job with it";
+        let message = "the guard that ran the driver was killed, and the job with it";
         return failed(FailureClass::Infrastructure, message.to_owned(), true);
     }
     let killed = killing_signal(&ending);
@@ -238,7 +266,8 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         let message = "the driver could not reach the worker over its socket; see the log".to_owned();
         return failed(FailureClass::Infrastructure, message, true);
     }
-    let message = format!("spark-submit {} before the driver was there; see the log", how_it_ended(&ending));
+    let message =
+        format!("{} {} before the driver was there; see the log", limits.starter, how_it_ended(&ending));
     failed(FailureClass::Submit, message, true)
 }
 
@@ -247,6 +276,7 @@ fn raised(
     kind: FailureKind,
     exception: spark_runtime_protocol::event::ModelException,
     functions: &[String],
+    at: AtRecord,
     ending: &Ending,
     job: &Job,
     exit_code: Option<i32>,
@@ -261,15 +291,21 @@ fn raised(
             Verdict::Rejected(vec![Fault::new(at, message)])
         }
         FailureKind::Model => {
-            let mut message = match &exception.message {
-                text if text.is_empty() => format!("the model raised {}", exception.exception_type),
-                text => format!("the model raised {}: {}", exception.exception_type, first_line(text)),
-            };
+            let mut message = format!("the model raised {}", exception.exception_type);
+            if let Some(record) = at.record {
+                let of =
+                    at.input.as_deref().map(|name| format!(" of {}", first_line(name))).unwrap_or_default();
+                message.push_str(&format!(" at record {record}{of}"));
+            }
+            if !exception.message.is_empty() {
+                message.push_str(&format!(": {}", first_line(&exception.message)));
+            }
             if ending.exit.oom_killed {
                 message.push_str("; meanwhile the kernel ended a process for lack of memory");
             }
             let mut failure = plain(FailureClass::Model, message);
             failure.exception = Some(exception);
+            (failure.record, failure.input) = (at.record, at.input);
             failure.exit_code = exit_code;
             Verdict::Failed { failure: Box::new(failure), may_pass: false }
         }
@@ -423,7 +459,8 @@ mod tests {
     }
 
     fn verdict(ending: Ending, cut: Option<Cut>) -> Verdict {
-        let limits = Limits { submit_timeout: "5 min".into(), run_timeout: "24 h".into() };
+        let limits =
+            Limits { submit_timeout: "5 min".into(), run_timeout: "24 h".into(), starter: "spark-submit" };
         judge(Tracked { ending, cut }, &job(json!([])), &limits)
     }
 
@@ -444,14 +481,14 @@ mod tests {
     }
 
     fn completed() -> Option<Word> {
-        Some(Word::Completed { results: Some(json!({"auc": 1})) })
+        Some(Word::Completed { results: Some(json!({"auc": 1})), records: None })
     }
 
     #[test]
     fn a_result_is_true_only_when_report_and_exit_code_agree() {
         assert_eq!(
             verdict(ending(completed(), true, ExitStatus::Code(0)), None),
-            Verdict::Completed(Some(json!({"auc": 1})))
+            Verdict::Completed { results: Some(json!({"auc": 1})), records: None }
         );
         let (class, message, _) = failure(ending(completed(), true, ExitStatus::Code(1)), None);
         assert_eq!(class, FailureClass::Killed);
@@ -488,7 +525,7 @@ mod tests {
         assert_eq!((hung.0, hung.2), (FailureClass::Submit, true));
         let stopped =
             |report, reason| verdict(ending(report, true, ExitStatus::Code(0)), Some(Cut::Stopped(reason)));
-        assert!(matches!(stopped(completed(), StopReason::GiveBack), Verdict::Completed(_)));
+        assert!(matches!(stopped(completed(), StopReason::GiveBack), Verdict::Completed { .. }));
         let mut answered = ending(completed(), true, ExitStatus::Code(0));
         answered.report_came_first = false;
         assert_eq!(verdict(answered, Some(Cut::RunDeadline)), failure_of_deadline());
@@ -508,17 +545,20 @@ mod tests {
             traceback: None,
             frame: None,
         };
-        let report =
-            |kind| Some(Word::Failed { kind, exception: exception.clone(), functions: vec!["a".into()] });
+        let at = AtRecord { record: Some(7), input: Some("t.csv".into()) };
+        let report = |kind| {
+            let (exception, at) = (exception.clone(), at.clone());
+            Some(Word::Failed { kind, exception, functions: vec!["a".into()], at })
+        };
         let contract = verdict(ending(report(FailureKind::Contract), true, ExitStatus::Code(1)), None);
         assert!(
             matches!(&contract, Verdict::Rejected(faults) if faults[0].message == "no score; it has a"),
             "{contract:?}"
         );
-        assert_eq!(
-            failure(ending(report(FailureKind::Model), true, ExitStatus::Code(1)), None).0,
-            FailureClass::Model
-        );
+        let (class, message, _) =
+            failure(ending(report(FailureKind::Model), true, ExitStatus::Code(1)), None);
+        assert_eq!(class, FailureClass::Model);
+        assert_eq!(message, "the model raised X at record 7 of t.csv: no score");
     }
 
     #[test]

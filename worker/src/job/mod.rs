@@ -12,13 +12,16 @@ pub mod check;
 pub mod claim;
 pub mod collect;
 pub mod command;
+pub mod contract;
 pub mod literal;
 pub mod outputs;
 pub mod resolve;
+pub mod schema;
 pub mod settle;
 pub mod source;
 pub mod stage;
 pub mod submit;
+pub mod tags;
 pub mod track;
 pub mod upload;
 
@@ -29,7 +32,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::Value;
 use spark_runtime_protocol::event::{
-    Event, EventData, EventKind, Failure, FailureClass, FetchedSource, JobResult, Phases, Resources,
+    Event, EventData, EventKind, Failure, FailureClass, FetchedSource, JobResult, Phases, Records, Resources,
     RuntimeUsed, TraceContext,
 };
 use spark_runtime_protocol::job::{Job, JobId, JobType};
@@ -208,13 +211,16 @@ pub struct Completion {
     pub additional_assets: Option<Value>,
     /// What is wrong with the outputs, if anything.
     pub complaints: Vec<String>,
+    /// What became of the records, of a record model.
+    pub records: Option<Records>,
 }
 
 impl Completion {
     /// ModelOp's word for it.
     #[must_use]
     pub fn job_result(&self) -> JobResult {
-        if self.complaints.is_empty() { JobResult::Success } else { JobResult::Failure }
+        let whole = self.records.as_ref().is_none_or(Records::are_whole);
+        if self.complaints.is_empty() && whole { JobResult::Success } else { JobResult::Failure }
     }
 }
 
@@ -231,7 +237,7 @@ pub struct Course {
     pub directory: Option<PathBuf>,
     /// The directory holds outputs that the events only name.
     pub keep_directory: bool,
-    /// What is to be told about outputs that were there already.
+    /// What is to be told about the job besides, as of outputs that were there already.
     pub notes: Vec<String>,
     /// What was fetched from repositories.
     pub sources: Vec<FetchedSource>,
@@ -291,7 +297,8 @@ async fn run_phases(
     let checked = tokio::task::spawn_blocking({
         let this = this.clone();
         move || {
-            let plan = judge.plan(&job).map_err(End::Rejected)?;
+            let mut plan = judge.plan(&job).map_err(End::Rejected)?;
+            judge.settle(&mut plan).map_err(End::Rejected)?;
             if refuse && !this.existing.is_empty() {
                 return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
             }
@@ -311,7 +318,8 @@ async fn run_phases(
     let used = runtime.used.clone();
     course.runtime = Some(used.clone());
     let prepared = tokio::task::spawn_blocking(move || {
-        let notes = clear_outputs(&job, &this)?;
+        let mut notes = plan.notes.clone();
+        notes.extend(clear_outputs(&job, &this)?);
         let accepted = this.event(EventKind::Accepted, |data| {
             data.message = (!notes.is_empty()).then(|| notes.join("; "));
             data.sources = (!sources.is_empty()).then_some(sources);
@@ -330,6 +338,12 @@ async fn run_phases(
         Err(error) => return submit::broken(&format!("staging was cut short: {error}")),
     };
     course.notes = notes;
+    if plan.contract().is_some() {
+        match attachments::bring(context, &job, &staged.working_directory, stop).await {
+            Ok(notes) => course.notes.extend(notes),
+            Err(end) => return end,
+        }
+    }
     let target = match upload::prepare(context, &job).await {
         Ok(target) => target,
         Err(end) => return end,
@@ -341,20 +355,25 @@ async fn run_phases(
     }
     context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
     let submitting = Instant::now();
-    let mut submitted = match submit::submit(context, &staged, plan.command_line, &runtime, stop).await {
-        Ok(submitted) => submitted,
-        Err(end) => return end,
-    };
+    let way = plan.way();
+    let mut submitted =
+        match submit::submit(context, &staged, plan.command_line.clone(), way, &runtime, stop).await {
+            Ok(submitted) => submitted,
+            Err(end) => return end,
+        };
     crash_point("after-spawn");
     let application_id = submitted.application.id().map(str::to_owned);
     context.announce.announce(
         EventKind::Submitted,
-        claim.event(EventKind::Submitted, |data| data.application_id = application_id),
+        claim.event(EventKind::Submitted, |data| {
+            data.application_id = application_id;
+            data.way = plan.contract().map(|contract| contract.way);
+        }),
     );
     let clock = track::Clock { submitting, launched: Instant::now() };
     let tracked = track::track(context, claim, &mut submitted, stop, clock, course).await;
     let collecting = Instant::now();
-    let mut end = collect::collect(context, job, &staged, tracked, course).await;
+    let mut end = collect::collect(context, job, way, &staged, tracked, course).await;
     if let Some(target) = target {
         end = upload::upload(context, &claim.job, &staged, target, stop, course, end).await;
         crash_point("after-upload");

@@ -11,7 +11,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spark_runtime_protocol::event::{Digests, Event, EventKind, Failure, FailureClass, JobResult};
+use spark_runtime_protocol::event::{
+    Digests, Event, EventKind, Failure, FailureClass, JobResult, Records, Rejection,
+};
 use spark_runtime_protocol::json::Fault;
 
 use super::resolve::next_offer;
@@ -62,13 +64,16 @@ pub fn terminal_event(claim: &Claim, attempt: &Attempt) -> Option<(EventKind, Ev
             let mut lines: Vec<(&str, String)> =
                 completion.complaints.iter().map(|complaint| ("ERROR", complaint.clone())).collect();
             lines.insert(0, ("INFO", "the function ran to its end".to_owned()));
+            let bad = completion.records.as_ref().map(bad_records).unwrap_or_default();
+            let reasons = completion.records.iter().flat_map(|records| &records.reasons).map(reason_line);
+            lines.extend(bad.iter().cloned().chain(reasons).map(|line| ("ERROR", line)));
             terminal(claim, EventKind::Completed, completion.job_result(), course, &lines, |data| {
                 data.results.clone_from(&completion.results);
                 data.output_data = Some(completion.output_data.clone());
                 data.additional_assets.clone_from(&completion.additional_assets);
-                if !completion.complaints.is_empty() {
-                    data.message = Some(completion.complaints.join("; "));
-                }
+                data.records.clone_from(&completion.records);
+                let told = [&completion.complaints[..], &bad[..]].concat();
+                data.message = (!told.is_empty()).then(|| told.join("; "));
             })
         }
         End::Failed { failure, .. } => failed(claim, course, failure),
@@ -80,6 +85,26 @@ pub fn terminal_event(claim: &Claim, attempt: &Attempt) -> Option<(EventKind, Ev
         End::Unfit(_) | End::GivenBack | End::Interrupted | End::Abandoned => return None,
     };
     Some(event)
+}
+
+/// What is wrong with records, in lines.
+fn bad_records(records: &Records) -> Vec<String> {
+    let counted = [
+        (records.rejected.input, "input record(s) rejected by schema"),
+        (records.rejected.output, "output record(s) rejected by schema"),
+        (records.failed, "record(s) at which the model raised were passed over"),
+    ];
+    let counted = counted.into_iter().filter(|(count, _)| *count > 0);
+    let mut lines: Vec<String> = counted.map(|(count, what)| format!("{count} {what}")).collect();
+    if let Some(number) = records.stopped_at {
+        lines.push(format!("stopped at record {number}, the first bad one"));
+    }
+    lines
+}
+
+fn reason_line(reason: &Rejection) -> String {
+    let field = reason.field.as_deref().map_or_else(|| "the record".to_owned(), |field| format!("{field:?}"));
+    format!("{}: {field} {} ({} times)", reason.side.word(), reason.reason, reason.count)
 }
 
 fn failed(claim: &Claim, course: &Course, failure: &Failure) -> (EventKind, Event) {
@@ -374,6 +399,34 @@ pub fn refused(faults: Vec<Fault>) -> Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spark_runtime_protocol::event::{Rejected, Side, Way};
+
+    #[test]
+    fn bad_records_are_told_with_counts_and_reasons() {
+        let reason = |field: Option<&str>| Rejection {
+            side: Side::Input,
+            field: field.map(str::to_owned),
+            reason: "is missing".to_owned(),
+            count: 2,
+        };
+        let records = Records {
+            way: Way::Process,
+            read: 9,
+            scored: 6,
+            written: 5,
+            failed: 1,
+            rejected: Rejected { input: 3, output: 1 },
+            reasons: Vec::new(),
+            stopped_at: Some(9),
+        };
+        let lines = bad_records(&records);
+        assert_eq!(lines[0], "3 input record(s) rejected by schema");
+        assert_eq!(lines[1], "1 output record(s) rejected by schema");
+        assert_eq!(lines[2], "1 record(s) at which the model raised were passed over");
+        assert_eq!(lines[3], "stopped at record 9, the first bad one");
+        assert_eq!(reason_line(&reason(Some("age"))), "input: \"age\" is missing (2 times)");
+        assert_eq!(reason_line(&reason(None)), "input: the record is missing (2 times)");
+    }
 
     #[test]
     fn job_messages_have_the_form_that_modelop_writes() {

@@ -13,6 +13,11 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 use tree_sitter::{Node, Parser};
 
+use super::tags::{Aspect, Tag};
+
+/// The most remarks about misspelt tags that are kept.
+const MOST_REMARKS: usize = 10;
+
 /// How many positional arguments a function takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arity {
@@ -47,6 +52,30 @@ pub struct Function {
     pub is_decorated: bool,
     /// The smart tags directly above it, without `modelop.` or `fastscore.`.
     pub tags: Vec<String>,
+    /// The row from 0 at which its definition begins, decorators included.
+    from: usize,
+}
+
+/// A tag that says something of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotTag {
+    /// What it is about.
+    pub aspect: Aspect,
+    /// The slot as written: a number, a name, `$all`, `$in` or `$out`.
+    pub slot: String,
+    /// What is said.
+    pub value: String,
+    /// Its line, from 1.
+    pub line: usize,
+}
+
+/// A word of a tag, and the line where it stands, from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The word.
+    pub word: String,
+    /// The line.
+    pub line: usize,
 }
 
 /// What a source defines at its top level.
@@ -60,6 +89,14 @@ pub struct Source {
     pub binds_unseen: bool,
     /// The grammar stumbled: the source may be no Python.
     pub is_doubtful: bool,
+    /// The tags about slots, in order.
+    pub slot_tags: Vec<SlotTag>,
+    /// The functions that `action` tags name.
+    pub actions: Vec<Said>,
+    /// The tags that should stand above a function and do not.
+    pub loose: Vec<Said>,
+    /// What looks like a misspelt tag, as sentences.
+    pub remarks: Vec<String>,
 }
 
 impl Source {
@@ -165,6 +202,7 @@ impl Source {
             is_async: words(definition, text).starts_with("async"),
             is_decorated: outer.id() != definition.id(),
             tags: Vec::new(),
+            from: outer.start_position().row,
         });
     }
 
@@ -228,7 +266,8 @@ impl Source {
         }
     }
 
-    /// Gives each tag to the function whose definition, decorators included, is the first thing below it.
+    /// Takes in the tags. One that says what a function is for belongs to the function whose definition, decorators
+    /// included, is the first thing below it.
     fn tag(&mut self, comments: &[(usize, &str)], text: &str) {
         let lines: Vec<&str> = text.lines().collect();
         let is_comment: HashSet<usize> = comments.iter().map(|(row, _)| *row).collect();
@@ -239,28 +278,47 @@ impl Source {
             said_from[row] = if says_nothing { said_from[row + 1] } else { Some(row) };
         }
         for (row, comment) in comments {
-            let Some(tag) = smart_tag(comment) else { continue };
-            let Some(below) = said_from.get(row + 1).copied().flatten() else { continue };
-            // Functions stand in the order of their lines.
-            let next = self.functions.partition_point(|function| function.line - 1 < below);
-            let Some(function) = self.functions.get_mut(next) else { continue };
-            let definition = function.line - 1;
-            // Decorators stand between a tag and its function; they may have comments and several lines.
-            if below == definition || (function.is_decorated && is_decorator_run(&lines, below, definition)) {
-                function.tags.push(tag.to_owned());
+            let Some(tag) = Tag::of(comment) else { continue };
+            let line = row + 1;
+            match tag {
+                Tag::Above(word) => {
+                    let below = said_from.get(row + 1).copied().flatten();
+                    match self.function_from(*row, below) {
+                        Some(function) => function.tags.push(word.to_owned()),
+                        None => self.loose.push(Said { word: word.to_owned(), line }),
+                    }
+                }
+                Tag::Action(name) => self.actions.push(Said { word: name.to_owned(), line }),
+                Tag::OfSlot { aspect, slot, value } => {
+                    self.slot_tags.push(SlotTag {
+                        aspect,
+                        slot: slot.to_owned(),
+                        value: value.to_owned(),
+                        line,
+                    });
+                }
+                Tag::Misspelt(meant) => self.remark(comment, line, meant),
             }
         }
     }
-}
 
-/// Whether only a decorator (and what belongs to it) stands from `from` to `definition`.
-fn is_decorator_run(lines: &[&str], from: usize, definition: usize) -> bool {
-    let starts = lines.get(from).is_some_and(|line| line.trim_start().starts_with('@'));
-    let others = lines[from..definition].iter().any(|line| {
-        let line = line.trim_start();
-        line.starts_with("def ") || line.starts_with("async def ") || line.starts_with("class ")
-    });
-    starts && !others
+    fn remark(&mut self, comment: &str, line: usize, meant: &str) {
+        if self.remarks.len() < MOST_REMARKS {
+            let shown: String = comment.chars().take(60).collect();
+            self.remarks
+                .push(format!("line {line} of the source, {shown:?}, says nothing; did you mean {meant}?"));
+        }
+    }
+
+    /// The function that a comment in `row` stands directly above, when `below` is the first row after it that says
+    /// something; or the one among whose decorators it stands.
+    fn function_from(&mut self, row: usize, below: Option<usize>) -> Option<&mut Function> {
+        // Functions stand in the order of their lines.
+        let next = self.functions.partition_point(|function| function.line - 1 < row);
+        let function = self.functions.get_mut(next)?;
+        let is_within = (function.from..function.line - 1).contains(&row);
+        (is_within || below == Some(function.from)).then_some(function)
+    }
 }
 
 fn words<'a>(node: Node<'_>, text: &'a str) -> &'a str {
@@ -284,14 +342,6 @@ fn whole_line_comments<'a>(root: Node<'_>, text: &'a str) -> Vec<(usize, &'a str
     }
     comments.sort_unstable();
     comments
-}
-
-/// `# modelop.score` and `#fastscore.score` say `score`; anything else says nothing.
-fn smart_tag(comment: &str) -> Option<&str> {
-    let said = comment.trim_start_matches('#').trim();
-    let tag = said.strip_prefix("modelop.").or_else(|| said.strip_prefix("fastscore."))?;
-    let is_word = !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    is_word.then_some(tag)
 }
 
 fn arity(parameters: Node<'_>, text: &str) -> Arity {
@@ -407,6 +457,29 @@ mod tests {
         let source = Source::read(text);
         assert_eq!(source.function_names(), ["other", "later", "last"]);
         assert!(source.functions.iter().all(|function| function.tags.is_empty()), "{:?}", source.functions);
+        assert_eq!(source.loose, [Said { word: "score".into(), line: 7 }]);
+    }
+
+    #[test]
+    fn decorators_of_any_shape_stand_between_a_tag_and_its_function() {
+        let text = "# modelop.score\n@wraps(\n  '''\ndef no(): pass\n@x\n''',\n)\n# modelop.metrics\n@other\nasync def run(a): pass\n# modelop.init\n@c\nclass C:\n    # modelop.train\n    def m(self): pass\n";
+        assert_eq!(tags(text), [("run".to_owned(), vec!["score".to_owned(), "metrics".to_owned()])]);
+        let loose: Vec<_> = Source::read(text).loose.into_iter().map(|said| (said.word, said.line)).collect();
+        assert_eq!(loose, [("init".to_owned(), 11), ("train".to_owned(), 14)]);
+    }
+
+    #[test]
+    fn tags_about_slots_and_actions_stand_anywhere_and_slips_are_told() {
+        let text = "# fastscore.action: run\n# modelop.schema.0: in.avsc\nTEXT = '''\n# modelop.schema.1: no.avsc\n'''\ndef run(x):\n    # modelop.recordsets.$all: true\n    return x\n# modelop.scroe\n";
+        let source = Source::read(text);
+        assert_eq!(source.actions, [Said { word: "run".into(), line: 1 }]);
+        let tags: Vec<_> =
+            source.slot_tags.iter().map(|tag| (tag.aspect, tag.slot.as_str(), tag.line)).collect();
+        assert_eq!(tags, [(Aspect::Schema, "0", 2), (Aspect::Recordsets, "$all", 7)]);
+        assert_eq!(
+            source.remarks,
+            ["line 9 of the source, \"# modelop.scroe\", says nothing; did you mean score?"]
+        );
     }
 
     #[test]

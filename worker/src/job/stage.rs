@@ -4,6 +4,8 @@
 //! <attempt>/            0700, one for every attempt
 //!   work/               the driver's current directory
 //!     model_source_code.py  model_job_metadata.py  ModelOpPySparkDriver.py  and the job's own files
+//!     model_contract.json  ModelOpRecords.py  ...   for a record model
+//!     outputDir/        for what a training job leaves
 //!   modules.zip         the Python modules, for executors on other machines
 //!   driver.sock  stdout.log  stderr.log  spark.properties  tmp/
 //! ```
@@ -18,9 +20,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use spark_runtime_protocol::asset::{
-    DRIVER, MODEL_JOB, MODEL_METADATA, MODEL_SOURCE, StagedPath, decode_base64,
+    DRIVER, MODEL_CONTRACT, MODEL_JOB, MODEL_METADATA, MODEL_SOURCE, OUTPUT_FOLDER, RECORD_PARTS, StagedPath,
+    decode_base64,
 };
-use spark_runtime_protocol::event::{Failure, FailureClass};
+use spark_runtime_protocol::event::{Failure, FailureClass, Way};
 use spark_runtime_protocol::job::{Content, Job, JobType};
 
 use zip::write::SimpleFileOptions;
@@ -28,11 +31,20 @@ use zip::{CompressionMethod, ZipWriter};
 
 use super::check::Plan;
 use super::literal::{write_list, write_string};
-use super::upload::OUTPUT_FOLDER;
+use super::submit::plain;
 use crate::spark::policy::Master;
 
 /// The driver program, as it is staged.
 const DRIVER_PROGRAM: &str = include_str!("../../driver/ModelOpPySparkDriver.py");
+/// The texts of [`RECORD_PARTS`].
+const RECORD_PROGRAMS: [&str; RECORD_PARTS.len()] = [
+    include_str!("../../driver/ModelOpAvro.py"),
+    include_str!("../../driver/ModelOpFormats.py"),
+    include_str!("../../driver/ModelOpOutputs.py"),
+    include_str!("../../driver/ModelOpRecords.py"),
+    include_str!("../../driver/ModelOpSchemas.py"),
+    include_str!("../../driver/ModelOpSpark.py"),
+];
 
 /// The directory of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,15 +96,7 @@ impl StageError {
     /// The failure that this is for the attempt.
     #[must_use]
     pub fn failure(&self) -> Failure {
-        Failure {
-            class: FailureClass::Staging,
-            message: self.to_string(),
-            exception: None,
-            exit_code: None,
-            signal: None,
-            log_tail: None,
-            log: None,
-        }
+        plain(FailureClass::Staging, self.to_string())
     }
 }
 
@@ -122,14 +126,20 @@ pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<St
             Content::Bytes(bytes) => file.write_all(bytes),
         })?;
     }
-    if job.job_type() == JobType::Training {
-        let folder = working_directory.join(OUTPUT_FOLDER);
-        builder.recursive(true).create(&folder).map_err(|source| StageError { path: folder, source })?;
+    if let Some(contract) = plan.contract() {
+        writer
+            .write(MODEL_CONTRACT, |file| serde_json::to_writer(file, contract).map_err(io::Error::from))?;
+        for (name, program) in RECORD_PARTS.into_iter().zip(RECORD_PROGRAMS) {
+            writer.write(name, |file| file.write_all(program.as_bytes()))?;
+        }
     }
-    let modules = match plan.command_line.master() {
+    if job.job_type() == JobType::Training {
+        writer.folder(OUTPUT_FOLDER)?;
+    }
+    let modules = match (plan.way(), plan.command_line.master()) {
         // Executors are threads of the driver's JVM, and their Python starts in its directory.
-        Master::Local => None,
-        Master::Standalone => Some(archive(directory, job)?),
+        (Way::Process, _) | (_, Master::Local) => None,
+        (Way::Spark, Master::Standalone) => Some(archive(directory, job)?),
     };
     Ok(Staged { directory: directory.to_owned(), working_directory, modules })
 }
@@ -180,8 +190,11 @@ impl Writer<'_> {
     }
 
     fn folders(&self, path: &StagedPath) -> Result<(), StageError> {
-        let Some((folders, _)) = path.as_str().rsplit_once('/') else { return Ok(()) };
-        let folder = self.root.join(folders);
+        path.as_str().rsplit_once('/').map_or(Ok(()), |(folders, _)| self.folder(folders))
+    }
+
+    fn folder(&self, folder: &str) -> Result<(), StageError> {
+        let folder = self.root.join(folder);
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&folder).map_err(|source| StageError { path: folder, source })
@@ -213,6 +226,9 @@ fn metadata(file: &mut dyn Write, job: &Job, plan: &Plan) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Settings;
+    use crate::job::check::Judge;
+    use crate::job::contract::Style;
     use crate::spark::argv::CommandLine;
     use crate::spark::policy::Policy;
     use serde_json::{Value, json};
@@ -231,7 +247,14 @@ mod tests {
         .to_string();
         let job = Job::read(text.as_bytes(), None).unwrap();
         let command_line = CommandLine::of(&job, &Policy::default(), "local[*]").unwrap();
-        let plan = Plan { function: "score".into(), init: None, init_takes_job: true, command_line };
+        let plan = Plan {
+            function: "score".into(),
+            style: Style::Lists,
+            init: None,
+            init_takes_job: true,
+            command_line,
+            notes: Vec::new(),
+        };
         (job, plan, text)
     }
 
@@ -266,6 +289,48 @@ mod tests {
         let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
         let asset = r#"{"assetType":"EXTERNAL_FILE","fileUrl":"/w","odd":[1.1,null,{"z":true,"a":"\"'\n"}]}"#;
         assert_eq!(seen.to_string(), format!(r#"[[],[{asset}],"score",null]"#));
+    }
+
+    #[test]
+    fn a_record_model_finds_its_contract_and_a_training_job_its_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let text = json!({
+            "id": "j", "jobType": "MODEL_BATCH_JOB",
+            "inputData": [{"assetType": "FILE", "filename": "in.csv", "fileContent": "YQox"}],
+            "outputData": [{"assetType": "FILE", "filename": "results/out.csv"}],
+            "model": {"storedModel": {"modelAssets": [
+                {"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": "def score(r): yield r\n", "scoreFunction": "score"}]}}
+        });
+        let judge = Judge::of(&Settings::load(&crate::config::Sources::default()).unwrap()).unwrap();
+        let job = Job::read(text.to_string().as_bytes(), None).unwrap();
+        let mut plan = judge.plan(&job).unwrap();
+        judge.settle(&mut plan).unwrap();
+        let staged = stage(&place.path().join("a"), &job, &plan, b"").unwrap();
+        let contract = std::fs::read(staged.working_directory.join("model_contract.json")).unwrap();
+        let contract: Value = serde_json::from_slice(&contract).unwrap();
+        assert_eq!(contract["way"], "process");
+        assert_eq!(contract["inputs"][0]["location"], "in.csv");
+        assert!(staged.working_directory.join("ModelOpRecords.py").is_file());
+        assert!(!staged.working_directory.join("outputDir").exists());
+
+        let mut text = text;
+        text["jobType"] = json!("MODEL_BATCH_TRAINING_JOB");
+        text["model"]["storedModel"]["modelAssets"][0]["trainingFunction"] = json!("score");
+        let job = Job::read(text.to_string().as_bytes(), None).unwrap();
+        let staged = stage(&place.path().join("b"), &job, &judge.plan(&job).unwrap(), b"").unwrap();
+        assert!(staged.working_directory.join("outputDir").is_dir());
+    }
+
+    #[test]
+    fn every_part_of_the_driver_is_staged() {
+        let (_, rest) = DRIVER_PROGRAM.split_once("DRIVER_MODULES = (").unwrap();
+        let (listed, _) = rest.split_once(')').unwrap();
+        let parts: Vec<&str> = listed.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        // The driver itself is among them.
+        assert_eq!(parts.len(), RECORD_PARTS.len() + 1, "{parts:?}");
+        for part in parts.iter().filter_map(|part| part.strip_prefix('"')?.strip_suffix('"')) {
+            assert!(RECORD_PARTS.contains(&format!("{part}.py").as_str()), "{part} is not staged");
+        }
     }
 
     #[test]

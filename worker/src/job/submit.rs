@@ -1,11 +1,12 @@
-//! Submitting: from a staged directory to a running spark-submit.
+//! Submitting: from a staged directory to a running driver.
 //!
 //! Starting a JVM is what hurts a machine, so only so many are let start at a time; the place is given up when the
-//! driver is there, not when the job is over.
+//! driver is there, not when the job is over. A driver that is started without one needs no such place: it is there in a
+//! few hundredths of a second, and must not wait behind JVMs.
 //!
-//! This module must not know how spark-submit is started, nor what it does.
+//! This module must not know how a driver is started, nor what it does.
 
-use spark_runtime_protocol::event::{Failure, FailureClass};
+use spark_runtime_protocol::event::{Failure, FailureClass, Way};
 use tokio::sync::SemaphorePermit;
 
 use super::stage::Staged;
@@ -19,11 +20,11 @@ use crate::spark::{Application, Submission, SubmitError};
 pub struct Submitted<'a> {
     /// The application.
     pub application: Box<dyn Application>,
-    /// Given up once the model is about to run.
+    /// Given up once the model is about to run; absent where no JVM is started.
     pub permit: Option<SemaphorePermit<'a>>,
 }
 
-/// Waits for a place and starts spark-submit.
+/// Waits for a place and starts the driver.
 ///
 /// # Errors
 /// The attempt's end, when it was stopped before or could not be started.
@@ -31,14 +32,18 @@ pub async fn submit<'a>(
     context: &'a Context,
     staged: &Staged,
     command_line: CommandLine,
+    way: Way,
     runtime: &Runtime,
     stop: &mut Stop,
 ) -> Result<Submitted<'a>, End> {
-    let permit = tokio::select! {
-        // A stop first: nothing is started for a job that is known to be somebody else's.
-        biased;
-        reason = stop.stronger(None) => return Err(stopped(reason)),
-        permit = context.submits.acquire() => permit.map_err(|error| broken(&error.to_string()))?,
+    let permit = match way {
+        Way::Process => None,
+        Way::Spark => tokio::select! {
+            // A stop first: nothing is started for a job that is known to be somebody else's.
+            biased;
+            reason = stop.stronger(None) => return Err(stopped(reason)),
+            permit = context.submits.acquire() => Some(permit.map_err(|error| broken(&error.to_string()))?),
+        },
     };
     // In this order: as long as nobody has told us to stop, the job was ours when this lease was read back, and nobody can
     // take it over before that is over.
@@ -52,11 +57,12 @@ pub async fn submit<'a>(
         modules: staged.modules.clone(),
         command_line,
         runtime: runtime.spark.clone(),
+        way,
         not_after,
     };
     // Not cancelled by a stop: what was started must be known to be ended.
     match context.backend.submit(&submission).await {
-        Ok(application) => Ok(Submitted { application, permit: Some(permit) }),
+        Ok(application) => Ok(Submitted { application, permit }),
         Err(error) => Err(failed(&error)),
     }
 }
@@ -114,5 +120,15 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// A failure of which there is nothing to tell but its message.
 #[must_use]
 pub fn plain(class: FailureClass, message: String) -> Failure {
-    Failure { class, message, exception: None, exit_code: None, signal: None, log_tail: None, log: None }
+    Failure {
+        class,
+        message,
+        exception: None,
+        record: None,
+        input: None,
+        exit_code: None,
+        signal: None,
+        log_tail: None,
+        log: None,
+    }
 }

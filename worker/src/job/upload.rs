@@ -21,6 +21,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use spark_runtime_protocol::asset::OUTPUT_FOLDER;
 use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
@@ -33,8 +34,6 @@ use super::{Completion, Context, Course, End, Stop, kept_directory};
 use crate::clock::BootTime;
 use crate::storage::{Place, Scheme, Storage, StorageError};
 
-/// The folder below the working directory that a training function writes to.
-pub const OUTPUT_FOLDER: &str = "outputDir";
 /// The file that says what lies beside it.
 pub const MANIFEST: &str = "_spark_runtime_manifest.json";
 

@@ -359,7 +359,7 @@ enum UnusableError {
 
 async fn ask(python: &Path, spark: &SparkSettings) -> Result<Known, AskError> {
     let installation = installation(spark);
-    let environment = Environment::of(spark, &installation).pairs();
+    let environment = Environment::of(spark, Some(&installation)).pairs();
     Known::ask(python, environment, installation.home.as_deref()).await
 }
 
@@ -370,7 +370,7 @@ fn installation(spark: &SparkSettings) -> Installation {
 
 /// The Python that drivers get by these settings.
 fn python(spark: &SparkSettings) -> PathBuf {
-    Environment::of(spark, &installation(spark)).python().into()
+    Environment::of(spark, Some(&installation(spark))).python().into()
 }
 
 fn with_python(spark: &SparkSettings, python: &Path) -> SparkSettings {

@@ -80,6 +80,28 @@ impl CommandLine {
         self.value("spark.master").and_then(Master::of).unwrap_or(Master::Local)
     }
 
+    /// What the driver is to get of memory, in bytes, where somebody says so.
+    #[must_use]
+    pub fn driver_memory(&self) -> Option<u64> {
+        // `Setting::read` makes this a whole number and one letter.
+        let text = self.value("spark.driver.memory")?;
+        let number: u64 = text.get(..text.len().checked_sub(1)?)?.parse().ok()?;
+        let shift = match text.as_bytes().last()? {
+            b'k' => 10,
+            b'm' => 20,
+            b'g' => 30,
+            b't' => 40,
+            _ => return None,
+        };
+        number.checked_mul(1 << shift)
+    }
+
+    /// The file system of paths without a scheme, where somebody says so.
+    #[must_use]
+    pub fn default_file_system(&self) -> Option<&str> {
+        self.value("spark.hadoop.fs.defaultFS")
+    }
+
     /// The arguments that stand before the program; secrets are left out. `modules` goes to the executors beside what
     /// the job itself sends there.
     #[must_use]
@@ -240,6 +262,17 @@ mod tests {
             properties_file("spark.a 1", &line.secrets()),
             "spark.a 1\nspark.hadoop.fs.s3a.secret.key=p\\u00e4 ss\\=1\\\\\\n\n"
         );
+    }
+
+    #[test]
+    fn the_memory_of_a_driver_is_known_in_bytes() {
+        let of = |parameters: serde_json::Value| {
+            let line = CommandLine::of(&job(parameters, json!({})), &Policy::default(), "local[*]").unwrap();
+            line.driver_memory()
+        };
+        assert_eq!(of(json!({"--driver-memory": "512MB"})), Some(512 << 20));
+        assert_eq!(of(json!({"spark.driver.memory": "2g"})), Some(2 << 30));
+        assert_eq!(of(json!({})), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Client mode, local or on a standalone cluster: the driver is a child on this machine, and its end is the end.
 //!
+//! A driver that needs no Spark session is started by Python itself, with no JVM, in the same directory and environment.
+//!
 //! This module must not know what becomes of a job.
 
 use std::ffi::OsString;
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use spark_runtime_protocol::asset::DRIVER;
+use spark_runtime_protocol::event::Way;
 use tokio::sync::Mutex;
 
 use super::argv::properties_file;
@@ -127,8 +130,12 @@ impl ClientMode {
 
     fn launch(&self, submission: &Submission) -> Result<Launch, SubmitError> {
         let settings = submission.runtime.as_ref().unwrap_or(&self.settings);
-        let installation = Installation::find(settings)?;
-        let mut environment = Environment::of(settings, &installation);
+        let installation = match (submission.way, Installation::find(settings)) {
+            (_, Ok(installation)) => Some(installation),
+            (Way::Process, Err(_)) => None,
+            (Way::Spark, Err(error)) => return Err(error.into()),
+        };
+        let mut environment = Environment::of(settings, installation.as_ref());
         let chosen = submission.runtime.as_ref().and_then(|runtime| runtime.python.as_ref());
         if let Some(python) = chosen {
             // What was chosen for the job counts, whatever else the settings put into the environment.
@@ -144,29 +151,19 @@ impl ClientMode {
             // Spark looks up the machine's name, which fails where a machine does not know its own.
             environment.set_default("SPARK_LOCAL_IP", "127.0.0.1");
         }
-        let mut arguments = submission.command_line.arguments(submission.modules.as_deref());
-        if let Some(python) = chosen
-            && !submission.command_line.sets(PYTHON)
-        {
-            // Over what `spark-defaults.conf` says.
-            let mut property = OsString::from(format!("{PYTHON}="));
-            property.push(python);
-            arguments.extend(["--conf".into(), property]);
-        }
-        let secrets = submission.command_line.secrets();
-        if !secrets.is_empty() {
-            let path = submission.directory.join(PROPERTIES);
-            let defaults = installation
-                .defaults(&environment)
-                .map_err(|source| SubmitError::Directory { what: "spark-defaults.conf", source })?;
-            write_secret(&path, &properties_file(&defaults, &secrets))
-                .map_err(|source| SubmitError::Directory { what: "the properties file", source })?;
-            arguments.push("--properties-file".into());
-            arguments.push(path.into());
-        }
+        let (program, mut arguments) = match installation {
+            Some(installation) if submission.way == Way::Spark => {
+                let arguments = spark_arguments(submission, &installation, &environment)?;
+                (installation.submit, arguments)
+            }
+            installation => {
+                as_spark_submit_does(&mut environment, installation.as_ref())?;
+                (environment.python_program()?, Vec::new())
+            }
+        };
         arguments.extend([DRIVER.into(), "--report-socket".into(), OsString::from(format!("../{SOCKET}"))]);
         Ok(Launch {
-            program: installation.submit,
+            program,
             arguments,
             environment: environment.pairs(),
             directory: submission.working_directory.clone(),
@@ -192,6 +189,56 @@ impl ClientMode {
             unreadable: None,
         }))
     }
+}
+
+/// What spark-submit is told; secrets go into a file.
+fn spark_arguments(
+    submission: &Submission,
+    installation: &Installation,
+    environment: &Environment,
+) -> Result<Vec<OsString>, SubmitError> {
+    let mut arguments = submission.command_line.arguments(submission.modules.as_deref());
+    let chosen = submission.runtime.as_ref().and_then(|runtime| runtime.python.as_ref());
+    if let Some(python) = chosen
+        && !submission.command_line.sets(PYTHON)
+    {
+        // Over what `spark-defaults.conf` says.
+        let mut property = OsString::from(format!("{PYTHON}="));
+        property.push(python);
+        arguments.extend(["--conf".into(), property]);
+    }
+    let secrets = submission.command_line.secrets();
+    if !secrets.is_empty() {
+        let path = submission.directory.join(PROPERTIES);
+        let defaults = installation
+            .defaults(environment)
+            .map_err(|source| SubmitError::Directory { what: "spark-defaults.conf", source })?;
+        write_secret(&path, &properties_file(&defaults, &secrets))
+            .map_err(|source| SubmitError::Directory { what: "the properties file", source })?;
+        arguments.push("--properties-file".into());
+        arguments.push(path.into());
+    }
+    Ok(arguments)
+}
+
+/// Gives a Python that is started without spark-submit what it would have from it, so that a model finds the same
+/// modules and computes the same results.
+fn as_spark_submit_does(
+    environment: &mut Environment,
+    installation: Option<&Installation>,
+) -> Result<(), SubmitError> {
+    let mut path = installation.map(Installation::python_path).unwrap_or_default();
+    path.extend(environment.get("PYTHONPATH").into_iter().flat_map(std::env::split_paths));
+    if !path.is_empty() {
+        let joined = std::env::join_paths(path).map_err(|error| SubmitError::Directory {
+            what: "the path of Python's modules",
+            source: std::io::Error::other(error),
+        })?;
+        environment.set("PYTHONPATH", joined);
+    }
+    environment.set_default("PYTHONHASHSEED", "0");
+    environment.set_default("OMP_NUM_THREADS", "1");
+    Ok(())
 }
 
 fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {

@@ -19,20 +19,21 @@ use crate::config::SparkSettings;
 use argv::CommandLine;
 use guard::{BootTime, Exit};
 use report::Word;
+use spark_runtime_protocol::event::Way;
 
 /// A future of a back end, boxed so that back ends can be chosen at run time.
 pub type Awaited<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// A way of running Python applications with spark-submit.
+/// A way of running Python applications.
 pub trait Backend: Send + Sync {
-    /// Starts spark-submit for what lies in a directory.
+    /// Starts spark-submit, or Python itself, for what lies in a directory.
     fn submit<'a>(
         &'a self,
         submission: &'a Submission,
     ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>>;
 }
 
-/// One run of spark-submit and of what it started.
+/// One run of a driver and of what it started.
 pub trait Application: Send {
     /// The cluster's id of it, where there is a cluster that gives one.
     fn id(&self) -> Option<&str>;
@@ -62,6 +63,8 @@ pub struct Submission {
     pub command_line: CommandLine,
     /// The settings of the runtime that was chosen for it, when it is not that of the worker's settings.
     pub runtime: Option<SparkSettings>,
+    /// Whether spark-submit is started at all.
+    pub way: Way,
     /// From this moment on nothing is started any more: the job may be somebody else's by then.
     pub not_after: Option<BootTime>,
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use spark_runtime_protocol::event::ModelException;
+use spark_runtime_protocol::event::{ModelException, Records};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::unix::OwnedWriteHalf;
@@ -46,6 +46,9 @@ pub enum Word {
         /// What the metrics function gave.
         #[serde(default)]
         results: Option<Value>,
+        /// What became of the records, of a record model.
+        #[serde(default)]
+        records: Option<Records>,
     },
     /// It did not.
     Failed {
@@ -56,7 +59,21 @@ pub enum Word {
         /// The functions that the source has, when the one asked for is not among them.
         #[serde(default)]
         functions: Vec<String>,
+        /// The record at which it raised, of a record model.
+        #[serde(default, flatten)]
+        at: AtRecord,
     },
+}
+
+/// Which record a failure is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct AtRecord {
+    /// Its number in its input, from 1.
+    #[serde(default)]
+    pub record: Option<u64>,
+    /// The name of its input.
+    #[serde(default)]
+    pub input: Option<String>,
 }
 
 /// Whose fault a failure is, as the driver sees it.
@@ -150,6 +167,7 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spark_runtime_protocol::event::Way;
     use std::io::Write;
 
     fn driver(directory: &Path) -> std::os::unix::net::UnixStream {
@@ -167,7 +185,7 @@ mod tests {
         drop(stream);
         reports.driver_is_gone();
         assert_eq!(reports.next().await.unwrap(), Some(Word::Running { function: "f".into() }));
-        assert_eq!(reports.next().await.unwrap(), Some(Word::Completed { results: None }));
+        assert_eq!(reports.next().await.unwrap(), Some(Word::Completed { results: None, records: None }));
         assert_eq!(reports.next().await.unwrap(), None);
     }
 
@@ -189,7 +207,23 @@ mod tests {
             tokio::select! { biased; word = reports.next() => panic!("{word:?}"), () = tokio::task::yield_now() => {} }
         }
         stream.write_all(b"\"completed\"}\n").unwrap();
-        assert_eq!(reports.next().await.unwrap(), Some(Word::Completed { results: None }));
+        assert_eq!(reports.next().await.unwrap(), Some(Word::Completed { results: None, records: None }));
+    }
+
+    #[test]
+    fn what_became_of_records_is_read_as_the_driver_writes_it() {
+        let line = r#"{"message":"completed","results":null,"records":{"way":"process","read":5,"scored":3,"written":3,"failed":0,
+            "rejected":{"input":2,"output":0},"reasons":[{"side":"input","field":"age","reason":"is missing","count":2},
+            {"side":"output","field":null,"reason":"is no object","count":1}],"stopped_at":5}}"#;
+        let Word::Completed { records: Some(records), .. } = serde_json::from_str(line).unwrap() else {
+            panic!("no records")
+        };
+        assert_eq!((records.way, records.rejected.input, records.stopped_at), (Way::Process, 2, Some(5)));
+        assert_eq!(records.reasons[1].field, None);
+        let line = r#"{"message":"failed","kind":"model","exception":{"type":"E","message":"m","traceback":null,"frame":null},
+            "functions":[],"record":7,"input":"test.csv"}"#;
+        let Word::Failed { at, .. } = serde_json::from_str(line).unwrap() else { panic!("no failure") };
+        assert_eq!(at, AtRecord { record: Some(7), input: Some("test.csv".into()) });
     }
 
     #[tokio::test]
