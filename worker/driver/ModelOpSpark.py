@@ -181,8 +181,7 @@ class Worker:
 
 
 _workers = {}
-_first_folder = os.getcwd()
-"""Where this process was before a model could change it: an executor gives its files' folder relative to that."""
+_files_folder = []
 
 
 def _worker_of(task):
@@ -207,9 +206,12 @@ def unpacked(archive):
 
 def shipped_path(name):
     """Where a file of Spark's lies on this machine."""
-    from pyspark import SparkFiles
+    if not _files_folder:
+        from pyspark import SparkFiles
 
-    return os.path.join(_first_folder, SparkFiles.get(name))
+        # An executor gives it relative to where the process is now, before a model is there to change that.
+        _files_folder.append(os.path.abspath(SparkFiles.getRootDirectory()))
+    return os.path.join(_files_folder[0], name)
 
 
 def only_results(things):

@@ -452,11 +452,6 @@ class Contract(DriverTest):
             {"file": "model_source_code.py", "line": 2, "function": "score", "text": "def score(a, b): pass"},
         )
 
-    def test_a_record_model_is_said_not_to_be_supported(self):
-        _, exception = self.contract("def score(record):\n    yield record\n")
-        self.assertIn("score takes 1 parameter;", exception["message"])
-        self.assertIn("record models are not supported by this version", exception["message"])
-
     def test_a_required_keyword_is_told(self):
         _, exception = self.contract("def score(a, b, c, *, spark): pass\n")
         self.assertIn("needs the keyword spark", exception["message"])

@@ -196,6 +196,23 @@ class Calls(RecordsTest):
         self.assert_refused(ended, "score takes 2 parameters; a record model's function takes 1 (a record)")
         self.assertFalse(os.path.exists(os.path.join(self.folder, "was")))
 
+    def test_a_contract_or_a_part_of_the_driver_that_is_not_staged_whole_is_exit_70_with_one_line(self):
+        def cut():
+            self.write("model_contract.json", "{")
+
+        def remove():
+            os.unlink(os.path.join(self.folder, "ModelOpFormats.py"))
+
+        for spoil in (cut, remove):
+            self.contract([], [])
+            self.stage("open('was', 'w')\n" + ECHO)
+            spoil()
+            ended = self.run_driver()
+            self.assertEqual([m["message"] for m in ended.messages], ["hello"])
+            self.assertEqual(ended.code, 70)
+            self.assertEqual(len(ended.stderr.decode().splitlines()), 1, ended.stderr)
+            self.assertFalse(os.path.exists(os.path.join(self.folder, "was")))
+
     def test_an_async_function_and_one_that_returns_an_awaitable_are_refused(self):
         for source in (
             "async def score(record):\n    return {}\n",
@@ -1203,7 +1220,12 @@ class OnSpark(RecordsTest):
         self.environment["PYSPARK_SUBMIT_ARGS"] = (
             "--master local-cluster[2,1,1024] --conf spark.executor.memory=512m --conf spark.ui.enabled=false pyspark-shell"
         )
-        self.environment["SPARK_HOME"] = os.path.dirname(__import__("pyspark").__file__)
+        # They lie in SPARK_HOME, which therefore has to be one of this test's own.
+        spark = os.path.dirname(__import__("pyspark").__file__)
+        self.environment["SPARK_HOME"] = os.path.join(self.job_folder, "spark")
+        os.mkdir(self.environment["SPARK_HOME"])
+        for name in os.listdir(spark):
+            os.symlink(os.path.join(spark, name), os.path.join(self.environment["SPARK_HOME"], name))
         source = """
             import helper
             def init():
