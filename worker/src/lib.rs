@@ -38,6 +38,8 @@
 //! **Record models.** Where a function gets records instead of lists of assets, what is agreed with it is a **contract**
 //! ([`job::contract`]): inputs, outputs, formats, schemas. The driver has it as a file. A contract whose records are few and
 //! lie on this machine needs no Spark session, and then no spark-submit is started but Python itself.
+//! **Files elsewhere** are read and written through [`storage`], whatever they lie on; what strangers have packed is unpacked
+//! by [`archive`]. Neither knows a job.
 //!
 //! **Truth.** A job has completed when its driver says so *and* its processes ended in order ([`job::collect`]).
 //!

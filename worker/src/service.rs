@@ -37,6 +37,8 @@ use crate::spark::policy::PolicyError;
 
 /// The file that a live worker holds a lock on.
 const LOCK: &str = "lock";
+/// How long after it knows the ledger a worker has its consumers at the latest, mostly.
+const SETTLING: Duration = Duration::from_secs(5);
 /// How often what was kept is looked through.
 const PRUNING: Duration = Duration::from_secs(60 * 60);
 /// The file that is locked by whoever makes or sweeps folders.
@@ -272,6 +274,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         tokio::spawn(follow(ledger.clone(), session.clone())),
         tokio::spawn(keep_forgetting(ledger.clone(), session.clone())),
         tokio::spawn(keep_fenced(client_mode.clone(), ledger.clone())),
+        tokio::spawn(settle_down(ledger.clone())),
         tokio::spawn({
             let ledger = ledger.clone();
             async move { ledger.keep_renewed().await }
@@ -355,6 +358,14 @@ async fn keep_fenced(backend: Arc<ClientMode>, ledger: Ledger) {
             backend.alive_until(ends).await;
         }
     }
+}
+
+/// Gives back the code that only a start needs, once that is over: a worker may be idle for long.
+async fn settle_down(ledger: Ledger) {
+    ledger.ready().await;
+    drop(ledger);
+    tokio::time::sleep(SETTLING).await;
+    crate::spark::guard::give_code_back();
 }
 
 #[cfg(test)]

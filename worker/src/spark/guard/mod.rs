@@ -62,6 +62,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::clock::BootTime;
 pub use client::{Guard, Running};
 pub use log::LogSize;
+pub use process::give_code_back;
 pub use server::guard_main;
 
 /// A program to be started.

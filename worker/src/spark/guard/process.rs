@@ -357,7 +357,7 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
 
 /// Gives the memory that holds code and constants back: it is read from the files again when it is needed, which is in
 /// the page cache most likely.
-pub(super) fn give_code_back() {
+pub fn give_code_back() {
     // SAFETY: the function keeps to what it is called with.
     unsafe { libc::dl_iterate_phdr(Some(give_object_back), ptr::null_mut()) };
 }
