@@ -120,6 +120,10 @@ pub struct Storage {
     /// Where S3 is, when it is not Amazon's own.
     s3_endpoint: Option<String>,
     /// The folder of Hadoop's configuration: the same that a model's Spark gets.
+    #[cfg_attr(
+        not(feature = "hdfs"),
+        expect(dead_code, reason = "there is nothing that it would configure")
+    )]
     hadoop: Option<PathBuf>,
 }
 
