@@ -121,17 +121,21 @@ pub async fn claim(
 
 /// What [`terms`] goes by, beside the job's standing.
 #[derive(Debug, Clone)]
-struct View {
-    /// This instance and its lease.
-    own: InstanceId,
-    own_lease: Duration,
+pub struct View {
+    /// This instance.
+    pub own: InstanceId,
+    /// Its lease.
+    pub own_lease: Duration,
     /// What is known of the owner's instance, when there is an owner.
-    owner: Option<Instance>,
+    pub owner: Option<Instance>,
     /// Somebody here works on the job by the claim in force.
-    is_held: bool,
-    digest: Digest,
-    seen: Option<Seen>,
-    undoes: Option<Position>,
+    pub is_held: bool,
+    /// What the body of the delivery is.
+    pub digest: Digest,
+    /// What whoever delayed the delivery had seen of the owner.
+    pub seen: Option<Seen>,
+    /// The end that an operator wants undone.
+    pub undoes: Option<Position>,
 }
 
 impl View {
@@ -152,8 +156,12 @@ impl View {
     }
 }
 
-/// On which terms the job may be claimed; whose it is, when it may not.
-fn terms(view: &View, standing: &Standing) -> Result<Terms, Ownership> {
+/// On which terms the job may be claimed. It looks at nothing but what it is given; the exhaustive model of the tests runs
+/// this very code.
+///
+/// # Errors
+/// Whose the job is, when it may not be claimed.
+pub fn terms(view: &View, standing: &Standing) -> Result<Terms, Ownership> {
     match standing {
         Standing::Unknown => Ok(Terms::Free),
         Standing::Settled(settled) if settled.digest != view.digest => {
