@@ -995,10 +995,12 @@ def failed(error, model, job):
 
 
 def certain_end_of(model, job):
-    """Runs the model and says how that ended, whatever happens on the way; so never raises."""
+    """Runs the model and says how that ended, whatever happens on the way; raises nothing but DriverFault."""
     driver_pid = _getpid()
     try:
         return end_of(model, job, driver_pid)
+    except DriverFault:
+        raise
     except BaseException as raised:
         # A signal handler of the model, or a shortage of memory, hit between the model's end and the account of it.
         error = raised
@@ -1013,9 +1015,11 @@ def certain_end_of(model, job):
 
 
 def end_of(model, job, driver_pid):
-    """Runs the model and says how that ended."""
+    """Runs the model and says how that ended; raises DriverFault."""
     try:
         results, error = model.run(), None
+    except DriverFault:
+        raise
     except BaseException as raised:
         results, error = None, raised
     met = error.error if isinstance(error, RecordFault) else error
@@ -1219,13 +1223,7 @@ def main():
         records = records_module(job)
         prepare_for_model(job)
         reporter.tell(report_line({"message": "running", "function": job.function}))
-    except DriverFault as fault:
-        give_up(EXIT_NOT_RUN, str(fault))
-    except OSError as error:
-        give_up(EXIT_WORKER_GONE, "cannot report: {}".format(error))
-
-    end = certain_end_of(Model(job, records), job)
-    try:
+        end = certain_end_of(Model(job, records), job)
         reporter.tell_end(end.line)
     except DriverFault as fault:
         give_up(EXIT_NOT_RUN, str(fault))

@@ -35,11 +35,13 @@ import ModelOpSchemas as schemas
 
 with driver.without_model_folders():
     import collections.abc
+    import ctypes
     import hashlib
     import itertools
     import os
     import re
     import shutil
+    import sys
     import types
 
 ContractFault = driver.ContractFault
@@ -51,7 +53,9 @@ OUTPUT_FOLDER = "outputDir"
 RECORDS_BETWEEN_LOOKS = 512
 ROWS_AT_ONCE = 1000
 SAMPLE_ROWS = 2000
-FRAME_ROWS = 20000
+FRAME_ROWS = 5000
+FRAME_HEADROOM = 32 * 1024 * 1024
+"""For what the model imports, and what does not grow with the frame, in bytes."""
 WHOLE_RECORD = "(record)"
 """Stands for the field where a whole record cannot be read."""
 
@@ -690,7 +694,7 @@ class FrameCall:
         memory = self._job.contract.get("memory")
         if not memory:
             return
-        needed = resident_bytes()
+        needed = resident_bytes() + FRAME_HEADROOM
         for one, paths in zip(self._job.contract["inputs"], files):
             needed += frame_bytes(one, paths)
         if needed > memory:
@@ -764,7 +768,7 @@ class FrameBuilder:
     def __init__(self, pandas):
         self._pandas = pandas
         self._rows = []
-        self._frames = []
+        self._packs = []
 
     def add(self, record):
         """Takes one record."""
@@ -774,20 +778,25 @@ class FrameBuilder:
 
     def _pack(self):
         if self._rows:
-            self._frames.append(self._pandas.DataFrame(self._rows))
+            frame = self._pandas.DataFrame(self._rows)
+            # A frame keeps columns of one type in one block; apart, they can go one by one.
+            self._packs.append(({name: frame[name].copy() for name in frame.columns}, len(frame)))
             self._rows = []
 
     def frame(self):
         """The frame of all records; the columns in the order in which they first came."""
         self._pack()
-        frames, self._frames = self._frames, []
-        if not frames:
+        packs, self._packs = self._packs, []
+        if not packs:
             return self._pandas.DataFrame()
-        if len(frames) == 1:
-            return frames[0]
-        names = list(dict.fromkeys(name for frame in frames for name in frame.columns))
+        names = list(dict.fromkeys(name for columns, _ in packs for name in columns))
         # Column by column, so that little is there twice.
-        columns = {name: self._column([frame_column(frame, name) for frame in frames]) for name in names}
+        columns = {}
+        for name in names:
+            columns[name] = self._column([(pack.pop(name, None), length) for pack, length in packs])
+            give_back_memory()
+        if not columns:
+            return self._pandas.DataFrame(index=range(sum(length for _, length in packs)))
         return self._pandas.DataFrame(columns, copy=False)
 
     def _column(self, pieces):
@@ -809,10 +818,12 @@ class FrameBuilder:
         return pandas.concat(whole, ignore_index=True)
 
 
-def frame_column(frame, name):
-    """Takes a column out of ``frame``; None when it has none of that name. And how many rows the frame has."""
-    length = len(frame)
-    return (frame.pop(name) if name in frame.columns else None), length
+def give_back_memory():
+    """Gives what was freed in small portions back to the system, which C does only when it is told to. Best effort."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def frame_bytes(one, paths):
@@ -837,9 +848,17 @@ def frame_bytes(one, paths):
             continue
         if rows:
             used = int(pandas.DataFrame(rows).memory_usage(index=True, deep=True).sum())
-            total += used / share
+            total += 1.5 * used / share
+            rows_left = min(FRAME_ROWS, len(rows) / share)
+            # Three times: as records, as lists and as objects in arrays.
+            total += 3 * rows_left * sum(record_bytes(record) for record in rows) / len(rows)
     # A column is there twice for a moment, and some rows are records before they are a frame.
-    return int(total * 1.5)
+    return int(total)
+
+
+def record_bytes(record):
+    """About how much memory a record takes, at the first glance."""
+    return sys.getsizeof(record) + sum(map(sys.getsizeof, record.values()))
 
 
 def resident_bytes():

@@ -419,7 +419,7 @@ class Cluster:
             self.context.addPyFile(os.path.join(here, name))
         archive = self._new_path("-{}.zip".format(self._name()))
         skipped = {records.local_path(one["location"], self._job.folder) for one in self._job.contract["inputs"]}
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
             for parent, folders, names in os.walk(self._job.folder):
                 folders[:] = [name for name in folders if not name.endswith(".partial")]
                 for name in names:

@@ -15,7 +15,9 @@ import json
 import lzma
 import os
 import shutil
+import subprocess
 import sys
+import textwrap
 import unittest
 
 import test_driver
@@ -631,16 +633,8 @@ class Files(RecordsTest):
         path = os.path.join(self.folder, "in.jsonl")
         with open(path, "wb") as file:
             file.truncate(1 << 32)
-        self.environment["LIMIT"] = str(1 << 30)
-        source = """
-            import os, resource
-            resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["LIMIT"]),) * 2)
-            """ + textwrap_indent(ECHO)
-        self.assert_refused(self.run_job(source, None), "a record of more than 64 MiB")
-
-
-def textwrap_indent(text):
-    return "\n" + "".join("            " + line + "\n" for line in text.splitlines())
+        limit = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        self.assert_refused(self.run_job(limit + ECHO, None), "a record of more than 64 MiB")
 
 
 class Avro(RecordsTest):
@@ -1274,6 +1268,24 @@ class OnSpark(RecordsTest):
         ended = self.run_job(ECHO, None, way="spark", location="viewfs://test/data/gone.csv", format="csv")
         self.assertEqual(ended.end["kind"], "contract")
         self.assertIn("gone.csv cannot be read: ", ended.end["exception"]["message"])
+
+    def test_a_database_is_read_by_spark(self):
+        # Derby comes with Spark.
+        driver = "org.apache.derby.jdbc.EmbeddedDriver"
+        url = "jdbc:derby:" + os.path.join(self.job_folder, "db")
+        create = """
+            from pyspark.sql import SparkSession
+            frame = SparkSession.builder.getOrCreate().range(25000).selectExpr("id as N", "cast(id as string) as T")
+            options = {"url": %r + ";create=true", "dbtable": "THINGS", "driver": %r}
+            frame.coalesce(1).write.format("jdbc").options(**options).save()
+            """ % (url, driver)
+        environment = dict(self.environment, PYSPARK_SUBMIT_ARGS="--master local[1] pyspark-shell")
+        command = [sys.executable, "-c", textwrap.dedent(create)]
+        subprocess.run(command, cwd=self.job_folder, env=environment, stderr=subprocess.DEVNULL, check=True)
+        one = {"location": url, "format": "jdbc", "options": {"query": "select N, T from THINGS order by N", "driver": driver}}
+        ended = self.run_job(ECHO, None, way="spark", inputs=[dict(one, name="things")])
+        self.assert_records(ended, read=25000, written=25000)
+        self.assertEqual(self.output(), [{"N": n, "T": str(n)} for n in range(25000)])
 
     def test_parquet_goes_by_spark_where_pyarrow_is_not_there(self):
         self.write("pyarrow.py", "raise ImportError\n")
