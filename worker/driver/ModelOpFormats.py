@@ -117,8 +117,8 @@ class Piece:
     """A file, or a stretch of one that begins and ends with a record.
 
     ``start`` and ``end`` are bytes, ``end`` None at the end of the file; ``groups`` are the row groups of a Parquet
-    file. ``header`` has the names of a CSV file when they do not stand in the piece, and ``in_array`` says of a piece of
-    a JSON file that it lies within an array. Whoever reads it sets ``name``, which is only for messages.
+    file. ``header`` has the names of a CSV file when they do not stand in the piece, ``in_array`` says of a piece of a
+    JSON file that it lies within an array. Whoever reads it sets ``name``, which is only for messages.
     """
 
     def __init__(self, path, start=0, end=None, header=None, in_array=None, groups=None):
@@ -257,9 +257,7 @@ def read_records(piece, format_name, schema):
 NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(\.[0-9]*)?|(\.[0-9]+))([eE][-+]?[0-9]+)?", re.ASCII).fullmatch
 """A number as a whole; a group is there when it is no whole one."""
 NOT_FINITE = {
-    sign + word: float(sign + word)
-    for sign in ("", "-")
-    for word in ("nan", "NaN", "inf", "Infinity", "INF", "Inf")
+    sign + word: float(sign + word) for sign in ("", "-") for word in ("nan", "NaN", "inf", "Infinity", "INF", "Inf")
 }
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 NOT_ONLY_TEXT = frozenset("0123456789-.tTfF")
@@ -553,6 +551,7 @@ def read_json(piece, schema):
         for value in JsonValues(text.read, piece.in_array):
             yield value if type(value) is dict else NOT_AN_OBJECT
 
+
 # --- Avro ------------------------------------------------------------------------------------------------------------
 
 
@@ -589,6 +588,7 @@ def read_avro(piece, schema):
         raise InputFault("is not an Avro file that can be read: it is damaged")
     finally:
         file.close()
+
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 

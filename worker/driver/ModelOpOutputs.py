@@ -340,6 +340,7 @@ class AvroWriter(BytesWriter):
         self._file.close()
         return self._part
 
+
 class ParquetWriter:
     """Writes a Parquet part with the output's schema, by pyarrow."""
 

@@ -15,15 +15,18 @@ Theory of operation
    become the output, whole and at once. A job that fails leaves nothing behind; one that is killed leaves the hidden
    folder, which the next attempt of the same job removes.
 
-What a score function may give: it yields, or returns, a dict, or a list of dicts, or (with ``recordsets``) a data frame;
-None and nothing are well too. Several inputs are scored one after the other; every output gets all output records.
-An input record that the schema rejects, or under a schema one that cannot be read, is counted and left out; an output
-record likewise. Without a schema, a record that cannot be read ends the job. ``stop_on_bad_records`` ends it, as
-completed, at the first: what came before it is written. ``skip_failed_records`` counts a record at which the model
-raises; what it yielded before it raised is dropped with it.
+What a score function may give: it yields, or returns, a dict, a list of dicts or (with ``recordsets``) a data frame;
+to return None, or to yield nothing, is well too. Several inputs are scored one after the other; every output gets all
+output records. An input record that the schema rejects, or under a schema one that cannot be read, is counted and left
+out; an output record likewise. Without a schema, a record that cannot be read ends the job. ``stop_on_bad_records``
+ends it, as completed, at the first: what came before it is written. ``skip_failed_records`` counts a record at which
+the model raises; what it yielded before it raised is dropped with it.
 
 With ``recordsets`` the frames of an input have ``frame_rows`` rows at most and no row twice; where one ends and the
 next begins is not fixed. A frame at which the model raises is told by the number of its first record.
+
+What a metrics function gives is the job's result, and the one record of every output that the job names. What a
+training function writes into ``outputDir`` is not touched here.
 
 What this module says of a record is its number, which counts from one within its input, and never its text.
 """

@@ -1,15 +1,15 @@
 """The part of a record model's job that only Spark can do.
 
-It scores in parallel: the input is cut into pieces, each of which a Python worker of Spark reads, scores and writes as a
-part of the output, by the same code that does it in one process. And it reaches what does not lie on this machine.
+It scores in parallel: the input is cut into pieces, each of which a Python worker of Spark reads, scores and writes as
+a part of the output, by the same code that does it in one process. And it reaches what does not lie on this machine.
 
 Theory of operation
 -------------------
-Spark's Java side handles no record: with a local master a Python worker is told which bytes of which file are its piece,
-and reads and writes files itself. It imports the model and calls init when it gets its first piece, and is used again
-for the next ones. What a model raises comes back as a value, so that Spark neither tries again nor prints it. The first
-piece that ends the job, in the order of the input, decides; those behind it stop when they see its mark in the folder
-``stops``.
+Spark's Java side handles no record: with a local master a Python worker is told which bytes of which file are its
+piece, and reads and writes files itself. It imports the model and calls init when it gets its first piece, and is used
+again for the next ones. What a model raises comes back as a value, so that Spark neither tries again nor prints it.
+The first piece that ends the job, in the order of the input, decides; those behind it stop when they see its mark in
+the folder ``stops``.
 
 On other masters the executors may be elsewhere. They are sent the working directory, the driver's modules and the local
 inputs as files of Spark, and what they write comes back through Spark's own storage on their disks.
@@ -463,9 +463,7 @@ class Cluster:
         except ContractFault:
             raise
         except Exception as error:
-            raise ContractFault(
-                "{} cannot be read: {}".format(one["name"], java_text(error)), error_type="InputFault"
-            )
+            raise ContractFault("{} cannot be read: {}".format(one["name"], java_text(error)), error_type="InputFault")
 
     def _session(self):
         self.context  # noqa: B018 -- the session takes the one that there is
@@ -532,9 +530,7 @@ class Cluster:
         except ContractFault:
             raise
         except Exception as error:
-            raise ContractFault(
-                "cannot write {}: {}".format(location, java_text(error)), error_type="OutputFault"
-            )
+            raise ContractFault("cannot write {}: {}".format(location, java_text(error)), error_type="OutputFault")
 
     # -- Parquet without pyarrow
 

@@ -402,8 +402,13 @@ class Csv(RecordsTest):
         reasons = {reason["field"]: reason["reason"] for reason in ended.end["records"]["reasons"]}
         self.assertEqual(
             reasons,
-            {"i": "is not a long", "d": "is not a double", "b": "is not a boolean", "u": "is none of null, long",
-             "l": "is not a list"},
+            {
+                "i": "is not a long",
+                "d": "is not a double",
+                "b": "is not a boolean",
+                "u": "is none of null, long",
+                "l": "is not a list",
+            },
         )
 
     def test_quotes_line_ends_byte_order_mark_and_blank_lines_are_as_spreadsheets_write_them(self):
@@ -457,7 +462,7 @@ class Csv(RecordsTest):
 
     def test_an_output_has_the_columns_of_all_records_in_the_order_in_which_they_came(self):
         source = "def score(record):\n    yield record['r']\n"
-        records = [{"b": 1, "a": "x,\"y\"\n"}, {"a": True, "b": None}, {"c": 1.5, "b": [1, {"k": "v"}]}, {}]
+        records = [{"b": 1, "a": 'x,"y"\n'}, {"a": True, "b": None}, {"c": 1.5, "b": [1, {"k": "v"}]}, {}]
         ended = self.run_job(
             source, lines(*({"r": record} for record in records)), output={"location": "out.csv", "format": "csv"}
         )
@@ -466,7 +471,11 @@ class Csv(RecordsTest):
         self.assertEqual(self.bytes_of("out.csv").decode(), expected)
 
     def test_an_output_with_a_schema_begins_with_its_names(self):
-        output = {"location": "out.csv", "format": "csv", "schema": schema(field("x", LONG), field("y", LONG, optional=True))}
+        output = {
+            "location": "out.csv",
+            "format": "csv",
+            "schema": schema(field("x", LONG), field("y", LONG, optional=True)),
+        }
         self.assert_records(self.run_job(ECHO, lines({"z": 1, "x": 2}), output=output), written=1)
         self.assertEqual(self.bytes_of("out.csv"), b"x,y,z\n2,,1\n")
         self.assert_records(self.run_job(ECHO, "", output=output), written=0)
@@ -486,8 +495,10 @@ class Csv(RecordsTest):
 
 class Json(RecordsTest):
     def test_json_lines_may_have_blank_lines_white_space_and_no_last_line_end(self):
-        self.assert_reads('{"a": 1}\r\n\n  {"b": [1, {"c": null}]}  \n\t\n{"d": "\u2028\u00fc"}',
-                          [{"a": 1}, {"b": [1, {"c": None}]}, {"d": "\u2028\u00fc"}])
+        self.assert_reads(
+            '{"a": 1}\r\n\n  {"b": [1, {"c": null}]}  \n\t\n{"d": "\u2028\u00fc"}',
+            [{"a": 1}, {"b": [1, {"c": None}]}, {"d": "\u2028\u00fc"}],
+        )
 
     def test_a_line_that_is_no_object_is_counted_under_a_schema_and_ends_the_job_without(self):
         bad = ("{secret", "[1]", '"secret"', "{}{}", '{"a": 1} secret', "[" * 100000)
@@ -541,8 +552,16 @@ class Json(RecordsTest):
                 yield {}
             """
         expected = [
-            {"nan": None, "date": "2024-01-02", "decimal": 1.5, "bytes": "YWI=", "set": [1, 2], "lone": "\ufffd",
-             "5": [None], "deep": {"n": [1, None]}},
+            {
+                "nan": None,
+                "date": "2024-01-02",
+                "decimal": 1.5,
+                "bytes": "YWI=",
+                "set": [1, 2],
+                "lone": "\ufffd",
+                "5": [None],
+                "deep": {"n": [1, None]},
+            },
             {},
         ]
         self.run_job(source, lines({}), output={"location": "out.json", "format": "json"})
@@ -557,7 +576,9 @@ class Json(RecordsTest):
             ("{'a': {'b': object()}}", "/a/b is a object"),
             ("{'a': loop}", "contains itself"),
         ):
-            ended = self.run_job("loop = []\nloop.append(loop)\ndef score(record):\n    yield " + text + "\n", lines({}))
+            ended = self.run_job(
+                "loop = []\nloop.append(loop)\ndef score(record):\n    yield " + text + "\n", lines({})
+            )
             self.assert_refused(ended, where)
             self.assertIn("at record 1", ended.end["exception"]["message"])
 
@@ -651,8 +672,17 @@ class Avro(RecordsTest):
         field("x", {"kind": "fixed", "size": 2}),
         field("a", {"kind": "array", "items": {"kind": "union", "of": ["null", "string"]}}),
         field("m", {"kind": "map", "values": "long"}),
-        field("r", {"kind": "record", "name": "tree", "fields": [
-            field("v", LONG), field("next", {"kind": "union", "of": ["null", {"kind": "ref", "name": "tree"}]})]}),
+        field(
+            "r",
+            {
+                "kind": "record",
+                "name": "tree",
+                "fields": [
+                    field("v", LONG),
+                    field("next", {"kind": "union", "of": ["null", {"kind": "ref", "name": "tree"}]}),
+                ],
+            },
+        ),
         field("day", {"kind": "logical", "logical": "date", "of": "int"}),
         field("at", {"kind": "logical", "logical": "timestamp-millis", "of": "long"}),
         field("dec", {"kind": "logical", "logical": "decimal", "of": "bytes", "precision": 9, "scale": 2}),
@@ -662,8 +692,9 @@ class Avro(RecordsTest):
         AT = datetime.datetime(2024, 1, 2, 3, 4, 5, 678000, tzinfo=datetime.timezone.utc)
         def score(record):
             for n in range(record["n"]):
-                yield {"i": -n, "l": 2**62 + n, "f": 0.5, "d": n / 8, "s": "\\u00fc%d" % n, "b": n % 2 == 0, "y": b"\\xff",
-                       "n": None if n % 2 else n, "e": "AB"[n % 2], "x": b"ab", "a": [None, "x"], "m": {"k": n},
+                yield {"i": -n, "l": 2**62 + n, "f": 0.5, "d": n / 8, "s": "\\u00fc%d" % n, "b": n % 2 == 0,
+                       "y": b"\\xff", "n": None if n % 2 else n, "e": "AB"[n % 2], "x": b"ab", "a": [None, "x"],
+                       "m": {"k": n},
                        "r": {"v": 1, "next": {"v": 2, "next": None}}, "day": AT.date(), "at": AT,
                        "dec": decimal.Decimal("-12.34")}
         """
@@ -679,11 +710,24 @@ class Avro(RecordsTest):
         self.assert_records(self.run_job(self.READ, None, location="out.avro", format="avro"), read=20000)
         self.assertEqual(
             self.output()[1],
-            {"i": "-1", "l": str(2**62 + 1), "f": "0.5", "d": "0.125", "s": "'\u00fc1'", "b": "False", "y": "b'\\xff'",
-             "n": "None", "e": "'B'", "x": "b'ab'", "a": "[None, 'x']", "m": "{'k': 1}",
-             "r": "{'v': 1, 'next': {'v': 2, 'next': None}}", "day": "datetime.date(2024, 1, 2)",
-             "at": "datetime.datetime(2024, 1, 2, 3, 4, 5, 678000, tzinfo=datetime.timezone.utc)",
-             "dec": "Decimal('-12.34')"},
+            {
+                "i": "-1",
+                "l": str(2**62 + 1),
+                "f": "0.5",
+                "d": "0.125",
+                "s": "'\u00fc1'",
+                "b": "False",
+                "y": "b'\\xff'",
+                "n": "None",
+                "e": "'B'",
+                "x": "b'ab'",
+                "a": "[None, 'x']",
+                "m": "{'k': 1}",
+                "r": "{'v': 1, 'next': {'v': 2, 'next': None}}",
+                "day": "datetime.date(2024, 1, 2)",
+                "at": "datetime.datetime(2024, 1, 2, 3, 4, 5, 678000, tzinfo=datetime.timezone.utc)",
+                "dec": "Decimal('-12.34')",
+            },
         )
 
     @unittest.skipUnless(has_module("fastavro"), "fastavro is not installed")
@@ -696,15 +740,24 @@ class Avro(RecordsTest):
             records = list(fastavro.reader(file))
         self.assertEqual(len(records), 3000)
         self.assertEqual((records[2]["l"], records[2]["e"], records[2]["r"]["next"]["v"]), (2**62 + 2, "A", 2))
-        kinds = fastavro.parse_schema({"type": "record", "name": "n.R", "fields": [
-            {"name": "u", "type": ["null", "string", {"type": "enum", "name": "E", "symbols": ["X"]}]},
-            {"name": "e", "type": ["null", "E"]},
-            {"name": "t", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-            {"name": "self", "type": ["null", "R"]}]})
+        kinds = fastavro.parse_schema(
+            {
+                "type": "record",
+                "name": "n.R",
+                "fields": [
+                    {"name": "u", "type": ["null", "string", {"type": "enum", "name": "E", "symbols": ["X"]}]},
+                    {"name": "e", "type": ["null", "E"]},
+                    {"name": "t", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+                    {"name": "self", "type": ["null", "R"]},
+                ],
+            }
+        )
         for codec in ("null", "deflate", "bzip2", "xz"):
             file = io.BytesIO()
-            rows = [{"u": str(n), "e": "X", "t": n, "self": {"u": None, "e": None, "t": 0, "self": None}}
-                    for n in range(2000)]
+            rows = [
+                {"u": str(n), "e": "X", "t": n, "self": {"u": None, "e": None, "t": 0, "self": None}}
+                for n in range(2000)
+            ]
             fastavro.writer(file, kinds, rows, codec=codec, sync_interval=500)
             self.assert_records(self.run_job(ECHO, file.getvalue(), format="avro"), read=2000)
             self.assertEqual(self.output()[7]["u"], "7")
@@ -734,7 +787,15 @@ class Avro(RecordsTest):
         whole = self.bytes_of("out.avro")
         os.unlink(os.path.join(self.folder, "out.avro"))
         head = whole.index(b"Obj") + 4
-        for data in (b"", b"Obj\x01", whole[:50], whole[:-5], whole[:-40] + b"\x00" * 40, b"PK" + whole, whole[:head] + b"\xff" * 100):
+        for data in (
+            b"",
+            b"Obj\x01",
+            whole[:50],
+            whole[:-5],
+            whole[:-40] + b"\x00" * 40,
+            b"PK" + whole,
+            whole[:head] + b"\xff" * 100,
+        ):
             self.assert_refused(self.run_job(ECHO, data, format="avro"), "the input is not an Avro file")
 
     def test_a_file_that_claims_endless_arrays_or_a_bomb_of_a_block_is_refused(self):
@@ -750,7 +811,11 @@ class Avro(RecordsTest):
             return number(len(data)) + data
 
         def file_of(items, count, block, codec=b"null"):
-            kinds = {"type": "record", "name": "R", "fields": [{"name": "a", "type": {"type": "array", "items": items}}]}
+            kinds = {
+                "type": "record",
+                "name": "R",
+                "fields": [{"name": "a", "type": {"type": "array", "items": items}}],
+            }
             head = b"Obj\x01" + number(2) + text(b"avro.schema") + text(json.dumps(kinds).encode())
             head += text(b"avro.codec") + text(codec) + number(0) + b"s" * 16
             return head + number(count) + text(block) + b"s" * 16
@@ -780,9 +845,7 @@ class Schemas(RecordsTest):
     def reasons(self, kinds, *records, side="input"):
         """What the check says of each record that it rejects; the model must get just the others."""
         ended = self.run_job(ECHO, lines(*records), schema=kinds)
-        found = {
-            (reason["field"], reason["reason"]): reason["count"] for reason in ended.end["records"]["reasons"]
-        }
+        found = {(reason["field"], reason["reason"]): reason["count"] for reason in ended.end["records"]["reasons"]}
         return ended.end["records"], found
 
     def test_bad_records_are_counted_by_field_and_reason_and_the_good_ones_scored(self):
@@ -815,15 +878,20 @@ class Schemas(RecordsTest):
 
     def test_fields_that_may_be_missing_or_are_unknown_are_well(self):
         kinds = schema(
-            field("a", LONG, optional=True), field("b", LONG, has_default=True, default=5), field("c", LONG, nullable=True)
+            field("a", LONG, optional=True),
+            field("b", LONG, has_default=True, default=5),
+            field("c", LONG, nullable=True),
         )
         report, found = self.reasons(kinds, {"c": None, "unknown": {"x": 1}}, {"a": None, "c": 1}, {})
         self.assertEqual(found, {("a", "is null"): 1, ("c", "is missing"): 1})
         self.assertEqual(self.output(), [{"c": None, "unknown": {"x": 1}}])
 
     def test_every_type_is_checked(self):
-        tree = {"kind": "record", "name": "T", "fields": [
-            field("v", LONG), field("next", {"kind": "ref", "name": "T"}, nullable=True)]}
+        tree = {
+            "kind": "record",
+            "name": "T",
+            "fields": [field("v", LONG), field("next", {"kind": "ref", "name": "T"}, nullable=True)],
+        }
         kinds = {
             "boolean": ([True, False], [0, "true"], "is not a boolean"),
             "long": ([2**63 - 1, -(2**63)], [2**63, 10**400], "is out of the range of long"),
@@ -868,16 +936,25 @@ class Schemas(RecordsTest):
         )
         self.assertEqual(
             found,
-            {("l[]", "is not a long"): 1, ("l", "is not a list"): 1, ("m{}", "is not a long"): 1,
-             ("t.next.v", "is not a long"): 1, ("t.next", "is missing"): 1, ("t", "is not a record"): 1},
+            {
+                ("l[]", "is not a long"): 1,
+                ("l", "is not a list"): 1,
+                ("m{}", "is not a long"): 1,
+                ("t.next.v", "is not a long"): 1,
+                ("t.next", "is missing"): 1,
+                ("t", "is not a record"): 1,
+            },
         )
 
     def test_a_value_that_nests_too_deep_is_rejected(self):
         deep = {"v": 1, "next": None}
         for _ in range(150):
             deep = {"v": 1, "next": deep}
-        tree = {"kind": "record", "name": "T", "fields": [
-            field("v", LONG), field("next", {"kind": "ref", "name": "T"}, nullable=True)]}
+        tree = {
+            "kind": "record",
+            "name": "T",
+            "fields": [field("v", LONG), field("next", {"kind": "ref", "name": "T"}, nullable=True)],
+        }
         _, found = self.reasons(schema(t=tree), {"t": deep}, {"t": {"v": 1, "next": None}})
         self.assertEqual([reason for _, reason in found], ["is nested too deep"])
 
@@ -892,9 +969,7 @@ class Schemas(RecordsTest):
         source = "def score(record):\n    yield {'y': record['x']}\n    yield {'y': 1}\n"
         ended = self.run_job(source, lines({"x": "secret"}, {"x": 2}), output={"schema": schema(y=LONG)})
         report = self.assert_records(ended, scored=2, written=3, rejected={"input": 0, "output": 1})
-        self.assertEqual(
-            report["reasons"], [{"side": "output", "field": "y", "reason": "is not a long", "count": 1}]
-        )
+        self.assertEqual(report["reasons"], [{"side": "output", "field": "y", "reason": "is not a long", "count": 1}])
         self.assertNotIn("secret", json.dumps(ended.messages))
 
     def test_a_job_may_end_at_the_first_bad_record_with_what_came_before_it(self):
@@ -1056,7 +1131,10 @@ class Parquet(RecordsTest):
                     yield {"n": n, "s": str(n), "f": n / 2, "day": datetime.date(2024, 1, 2), "y": b"x", "l": [n]}
             """
         kinds = schema(
-            field("n", "int"), field("s", STRING), field("f", DOUBLE), field("y", "bytes"),
+            field("n", "int"),
+            field("s", STRING),
+            field("f", DOUBLE),
+            field("y", "bytes"),
             field("day", {"kind": "logical", "logical": "date", "of": "int"}),
             field("l", {"kind": "array", "items": LONG}),
         )
@@ -1066,8 +1144,12 @@ class Parquet(RecordsTest):
             self.assert_records(self.run_job(ECHO, None, location="out.parquet", format="parquet"), read=25000)
             self.assertEqual(
                 self.output()[4],
-                {key: value for key, value in sorted(
-                    {"n": 4, "s": "4", "f": 2.0, "day": "2024-01-02", "y": "eA==", "l": [4]}.items())},
+                {
+                    key: value
+                    for key, value in sorted(
+                        {"n": 4, "s": "4", "f": 2.0, "day": "2024-01-02", "y": "eA==", "l": [4]}.items()
+                    )
+                },
             )
 
     def test_a_file_that_is_none_is_refused(self):
@@ -1121,7 +1203,9 @@ class OnSpark(RecordsTest):
         records = rows[:2500] + bad + rows[2500:]
         quoted = ['{},"{}"\n'.format(row["n"], row["text"].replace('"', '""')) for row in records]
         self.write("a.csv", ("n,text\n" + "".join(quoted)).encode())
-        self.write("b.csv.gz", gzip.compress(("text,n\n" + "".join('"x",{}\n'.format(n) for n in range(3000))).encode()))
+        self.write(
+            "b.csv.gz", gzip.compress(("text,n\n" + "".join('"x",{}\n'.format(n) for n in range(3000))).encode())
+        )
         self.write("c.json", json.dumps(records, ensure_ascii=False))
         self.write("d.jsonl", lines(*records) + "broken\n")
         self.write("e/part-1", lines(*rows[:100]))
@@ -1137,22 +1221,29 @@ class OnSpark(RecordsTest):
         inputs = [
             {"location": name, "format": format, "schema": kinds}
             for name, format in (
-                ("a.csv", "csv"), ("b.csv.gz", "csv"), ("c.json", "json"), ("d.jsonl", "jsonl"), ("e/", "jsonl"),
-                ("f.avro", "avro"))
+                ("a.csv", "csv"),
+                ("b.csv.gz", "csv"),
+                ("c.json", "json"),
+                ("d.jsonl", "jsonl"),
+                ("e/", "jsonl"),
+                ("f.avro", "avro"),
+            )
         ]
         names = ["o.csv", "o.json", "o.jsonl", "o.avro", "p.avro", "o.csv.bz2"]
         outputs = [{"location": name, "format": name.split(".")[1]} for name in names]
         outputs[4]["schema"] = schema(
-            field("n", LONG, optional=True, nullable=True), field("text", STRING, nullable=True, optional=True),
-            field("late", "boolean", nullable=True, optional=True))
-        report, _ = self.assert_same_on_both_ways(
-            self.SOURCE, names, inputs=inputs, outputs=outputs, init="init"
+            field("n", LONG, optional=True, nullable=True),
+            field("text", STRING, nullable=True, optional=True),
+            field("late", "boolean", nullable=True, optional=True),
         )
+        report, _ = self.assert_same_on_both_ways(self.SOURCE, names, inputs=inputs, outputs=outputs, init="init")
         self.assertEqual(report["rejected"], {"input": 4, "output": 0})
         self.assertEqual(report["read"], 5001 + 3000 + 5001 + 5002 + 1600 + 5000)
 
     def test_a_csv_file_whose_quotes_do_not_pair_gives_the_same_on_both_ways(self):
-        text = "n,text\n" + "".join('{},5" {}\n'.format(n, "x" * 30) if n % 7 == 0 else '{},"a\n""b"\n'.format(n) for n in range(5000))
+        text = "n,text\n" + "".join(
+            '{},5" {}\n'.format(n, "x" * 30) if n % 7 == 0 else '{},"a\n""b"\n'.format(n) for n in range(5000)
+        )
         self.write("odd.csv", text)
         report, _ = self.assert_same_on_both_ways(
             self.SOURCE, ["out.jsonl"], inputs=[{"location": "odd.csv", "format": "csv"}], init="init"
@@ -1195,9 +1286,13 @@ class OnSpark(RecordsTest):
         self.assertEqual(ended.end["exception"]["frame"]["function"], "init")
 
     def test_a_folder_gets_a_part_of_every_piece_with_the_same_columns(self):
-        source = "def score(record):\n    yield {'n': record['n']} if record['n'] % 2000 else {'k': 1, 'n': record['n']}\n"
+        source = (
+            "def score(record):\n    yield {'n': record['n']} if record['n'] % 2000 else {'k': 1, 'n': record['n']}\n"
+        )
         output = {"location": "out/", "kind": "folder", "format": "csv"}
-        ended = self.run_job(source, lines(*({"n": n, "pad": "x" * 50} for n in range(1, 5000))), way="spark", output=output)
+        ended = self.run_job(
+            source, lines(*({"n": n, "pad": "x" * 50} for n in range(1, 5000))), way="spark", output=output
+        )
         self.assert_records(ended, written=4999)
         names = sorted(os.listdir(os.path.join(self.folder, "out")))
         self.assertEqual(names[0], "_SUCCESS")
@@ -1212,7 +1307,8 @@ class OnSpark(RecordsTest):
     def test_executors_elsewhere_are_sent_all_they_need_and_send_back_all_they_wrote(self):
         # local-cluster starts executors in processes and folders of their own.
         self.environment["PYSPARK_SUBMIT_ARGS"] = (
-            "--master local-cluster[2,1,1024] --conf spark.executor.memory=512m --conf spark.ui.enabled=false pyspark-shell"
+            "--master local-cluster[2,1,1024] --conf spark.executor.memory=512m "
+            "--conf spark.ui.enabled=false pyspark-shell"
         )
         # They lie in SPARK_HOME, which therefore has to be one of this test's own.
         spark = os.path.dirname(__import__("pyspark").__file__)
@@ -1282,14 +1378,20 @@ class OnSpark(RecordsTest):
         environment = dict(self.environment, PYSPARK_SUBMIT_ARGS="--master local[1] pyspark-shell")
         command = [sys.executable, "-c", textwrap.dedent(create)]
         subprocess.run(command, cwd=self.job_folder, env=environment, stderr=subprocess.DEVNULL, check=True)
-        one = {"location": url, "format": "jdbc", "options": {"query": "select N, T from THINGS order by N", "driver": driver}}
+        one = {
+            "location": url,
+            "format": "jdbc",
+            "options": {"query": "select N, T from THINGS order by N", "driver": driver},
+        }
         ended = self.run_job(ECHO, None, way="spark", inputs=[dict(one, name="things")])
         self.assert_records(ended, read=25000, written=25000)
         self.assertEqual(self.output(), [{"N": n, "T": str(n)} for n in range(25000)])
 
     def test_parquet_goes_by_spark_where_pyarrow_is_not_there(self):
         self.write("pyarrow.py", "raise ImportError\n")
-        kinds = schema(field("n", LONG), field("s", STRING, nullable=True), field("l", {"kind": "array", "items": LONG}))
+        kinds = schema(
+            field("n", LONG), field("s", STRING, nullable=True), field("l", {"kind": "array", "items": LONG})
+        )
         self.assert_records(
             self.run_job(
                 "def score(record):\n    yield {'n': record['n'], 's': None, 'l': [record['n']]}\n",
