@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
+mod attachments;
 mod broker;
 mod cancel;
 mod chaos;
