@@ -73,6 +73,8 @@ impl S3 {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(program())
             .args(["server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0"])
+            // It would keep a part of the whole disk free, which may be more than there is.
+            .arg("-volume.minFreeSpace=64MiB")
             .arg(format!("-dir={}", folder.path().display()))
             .arg(format!("-filer.localSocket={}", folder.path().join("filer.sock").display()))
             .args(flags.iter().zip(&ports).map(|(flag, port)| format!("-{flag}={port}")))
