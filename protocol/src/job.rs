@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::asset::{AssetType, StagedPath, decode_base64};
-use crate::json::{self, Fault, Faults, step};
+use crate::json::{self, Fault, Faults, step, type_word};
 use crate::repository::{self, GitFile};
 
 /// Identifies a job for its whole life: 1 to 128 letters, digits, `-`, `_` or `:`, so that it is one word of a routing
@@ -459,18 +459,6 @@ fn external<'a>(document: &'a Value, pointer: &str) -> impl Iterator<Item = &'a 
 
 fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
     object.get(key)?.as_str()
-}
-
-/// A word for the type of a value, for sentences like "is a number; give a string".
-fn type_word(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// Looks through a document and keeps every fault that it meets.

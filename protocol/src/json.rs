@@ -279,6 +279,19 @@ impl Place<'_> {
     }
 }
 
+/// A word for the type of a value, for sentences like "is a number; give a string".
+#[must_use]
+pub fn type_word(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

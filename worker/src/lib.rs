@@ -35,9 +35,11 @@
 //!
 //! **What a job only refers to** is fetched before it is checked ([`repository`]), and what it requires decides which Python
 //! runs it ([`runtimes`]). Both run helper programs ([`program`]), which end with whoever waits for them.
+//!
 //! **Record models.** Where a function gets records instead of lists of assets, what is agreed with it is a **contract**
 //! ([`job::contract`]): inputs, outputs, formats, schemas. The driver has it as a file. A contract whose records are few and
 //! lie on this machine needs no Spark session, and then no spark-submit is started but Python itself.
+//!
 //! **Files elsewhere** are read and written through [`storage`], whatever they lie on; what strangers have packed is unpacked
 //! by [`archive`]. Neither knows a job.
 //!
@@ -55,6 +57,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crash;
+pub mod disk;
 pub mod job;
 pub mod program;
 pub mod repository;

@@ -344,7 +344,13 @@ async fn run_phases(
             Err(end) => return end,
         }
     }
-    let target = match upload::prepare(context, &job).await {
+    let prepared = tokio::select! {
+        // A store that does not answer is waited for, but not by a worker that is to leave.
+        biased;
+        reason = stop.stronger(None) => return submit::stopped(reason),
+        prepared = upload::prepare(context, &job) => prepared,
+    };
+    let target = match prepared {
         Ok(target) => target,
         Err(end) => return end,
     };

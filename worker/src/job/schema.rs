@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 use apache_avro::Schema;
 use apache_avro::schema::{DecimalSchema, InnerDecimalSchema, RecordField, RecordSchema, UuidSchema};
 use serde_json::{Map, Value, json};
-use spark_runtime_protocol::json::{Fault, Faults, parse, step};
+use spark_runtime_protocol::json::{Fault, Faults, parse, step, type_word};
 
 /// The extension key of a field that a record need not have when it is scored.
 const OPTIONAL: &str = "scoringOptional";
@@ -90,7 +90,7 @@ fn judged(definition: &Value, at: &str) -> Result<Normalized, Vec<Fault>> {
             return Err(vec![Fault::new(step(at, "type"), "is no record; give {\"type\": \"record\", ...}")]);
         }
         other => {
-            let message = format!("is {}; give an Avro record, or a list of its fields", word(other));
+            let message = format!("is {}; give an Avro record, or a list of its fields", type_word(other));
             return Err(vec![Fault::new(at, message)]);
         }
     };
@@ -112,17 +112,6 @@ fn judged(definition: &Value, at: &str) -> Result<Normalized, Vec<Fault>> {
     };
     let normal = Normal { named: &named, whole: record, is_repeated: Cell::new(false) };
     Ok(Normalized(json!({"fields": normal.fields(record)})))
-}
-
-fn word(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// Looks through a definition for everything that is wrong with it.
@@ -154,7 +143,7 @@ impl Look {
                 }
             }
             Value::Object(object) => self.complex(object, at, namespace),
-            other => self.fault(at, format!("is {}; give an Avro type", word(other))),
+            other => self.fault(at, format!("is {}; give an Avro type", type_word(other))),
         }
     }
 
@@ -225,7 +214,7 @@ impl Look {
         let at = step(at, "fields");
         match object.get("fields") {
             Some(Value::Array(fields)) => self.fields(fields, &at, &namespace),
-            Some(other) => self.fault(&at, format!("is {}; give a list of fields", word(other))),
+            Some(other) => self.fault(&at, format!("is {}; give a list of fields", type_word(other))),
             None => self.fault(&at, "is missing; give a list of fields"),
         }
     }
@@ -245,7 +234,7 @@ impl Look {
         let own = object.get("namespace").and_then(Value::as_str).unwrap_or(namespace);
         let Some(Value::String(name)) = object.get("name") else {
             match object.get("name") {
-                Some(other) => self.fault(&at, format!("is {}; give a name", word(other))),
+                Some(other) => self.fault(&at, format!("is {}; give a name", type_word(other))),
                 None => self.fault(&at, "is missing; a record, an enum and a fixed need a name"),
             }
             return own.to_owned();
@@ -267,7 +256,7 @@ impl Look {
         for (index, field) in fields.iter().enumerate() {
             let at = format!("{at}/{index}");
             let Value::Object(field) = field else {
-                self.fault(&at, format!("is {}; give a field", word(field)));
+                self.fault(&at, format!("is {}; give a field", type_word(field)));
                 continue;
             };
             let name_at = step(&at, "name");
@@ -277,7 +266,7 @@ impl Look {
                     self.fault(&name_at, format!("{name:?} is the name of an earlier field too"));
                 }
                 Some(Value::String(_)) => {}
-                Some(other) => self.fault(&name_at, format!("is {}; give a name", word(other))),
+                Some(other) => self.fault(&name_at, format!("is {}; give a name", type_word(other))),
                 None => self.fault(&name_at, "is missing; a field needs a name"),
             }
             self.part(field, &at, "type", namespace);

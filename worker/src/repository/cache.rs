@@ -12,6 +12,8 @@ use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 use spark_runtime_protocol::repository::Remote;
 
+use crate::disk::size_of;
+
 /// How long is waited between two tries to get a lock that somebody has.
 const TRYING: Duration = Duration::from_millis(50);
 
@@ -172,17 +174,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) => Err(error),
         Ok(()) => fs::remove_dir_all(gone),
     }
-}
-
-/// How much a folder takes, in bytes.
-pub(super) fn size_of(folder: &Path) -> u64 {
-    let Ok(found) = fs::read_dir(folder) else { return 0 };
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    found.flatten().map(size).sum()
 }
 
 fn key(remote: &Remote, sha256: bool) -> String {

@@ -322,7 +322,7 @@ async fn a_file_or_a_commit_that_is_too_large_is_refused() {
     let fetched = small.fetch(&place.assets(&[("model.py", json!({}))])).await;
     let Err(FetchError::Faults(faults)) = fetched else { panic!("{fetched:?}") };
     assert_eq!(faults[0].message, "its repository takes more than 1MiB (git.max_fetch)");
-    assert_eq!(cache::size_of(&place.path("cache")), 0);
+    assert_eq!(crate::disk::size_of(&place.path("cache")), 0);
 }
 
 #[tokio::test]
@@ -431,7 +431,7 @@ async fn what_was_not_used_for_the_longest_time_goes_first() {
     };
     let of = |place: &Place| place.assets(&[("model.py", json!({}))]);
     most(1 << 30).fetch(&of(&first)).await.unwrap();
-    let one = cache::size_of(&first.path("cache"));
+    let one = crate::disk::size_of(&first.path("cache"));
     most(1 << 30).fetch(&of(&second)).await.unwrap();
     assert_eq!(repositories(), 2);
     most(one + one / 2).fetch(&of(&second)).await.unwrap();

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::listed::python_of;
-use super::store::size_of;
 use crate::config::{RuntimeSettings, size_text};
+use crate::disk::size_of;
 use crate::program::{Done, Program, ProgramError};
 
 /// How often the size of what is made is looked at.

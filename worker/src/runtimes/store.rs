@@ -20,6 +20,8 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::disk::size_of;
+
 /// How long is waited between two tries to get a lock that somebody has.
 const TRYING: Duration = Duration::from_millis(50);
 /// The file that says that an environment is whole.
@@ -206,17 +208,6 @@ fn remove(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// How much a folder takes, in bytes.
-pub(super) fn size_of(folder: &Path) -> u64 {
-    let Ok(found) = fs::read_dir(folder) else { return 0 };
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => size_of(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    found.flatten().map(size).sum()
 }
 
 #[cfg(test)]
