@@ -9,7 +9,7 @@
 use std::any::Any;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -19,13 +19,15 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 /// How much of the end of the standard error is kept, in bytes.
 const ERRORS_KEPT: usize = 16 * 1024;
 /// The most that can be given as input, in bytes: what a pipe takes without a reader.
 const LARGEST_INPUT: usize = 4096;
+/// How often a child is looked at whose end the kernel does not tell.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A program to be run.
 pub struct Program {
@@ -123,12 +125,20 @@ impl Program {
         let (mut stdout, mut stderr) = (group.0.stdout.take(), group.0.stderr.take());
         let (mut output, mut errors) = (Vec::new(), Vec::new());
         let mut buffer = vec![0; 64 * 1024];
-        while stdout.is_some() || stderr.is_some() {
+        // Some close their outputs and go on: both are waited for.
+        let exit = group.exit()?;
+        while stdout.is_some() || stderr.is_some() || !group.has_ended()? {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(ProgramError::TooLong);
             }
-            let ready = wait(watching, stdout.as_ref(), stderr.as_ref(), left)?;
+            let ready = if stdout.is_some() || stderr.is_some() {
+                wait(watching, stdout.as_ref(), stderr.as_ref(), left)?
+            } else if exit.is_some() {
+                wait(watching, exit.as_ref(), None::<&OwnedFd>, left)?
+            } else {
+                wait(watching, exit.as_ref(), None::<&OwnedFd>, left.min(LOOK_AGAIN))?
+            };
             if ready.unwanted {
                 return Err(ProgramError::TooLong);
             }
@@ -201,11 +211,32 @@ impl Group {
         Pid::from_raw(self.0.id().cast_signed())
     }
 
-    /// Waits for the child, then ends what it has left.
+    /// What can be read once the child has ended; none before Linux 5.3.
+    fn exit(&self) -> io::Result<Option<OwnedFd>> {
+        // SAFETY: plain numbers.
+        let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid().as_raw(), 0) };
+        match RawFd::try_from(descriptor) {
+            // SAFETY: the kernel has just given it to us.
+            Ok(descriptor) if descriptor >= 0 => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Whether the child has ended. Its number is nobody else's before it has been taken, so it is only looked at.
+    fn has_ended(&self) -> io::Result<bool> {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(self.pid()), look) {
+            Ok(status) => Ok(status != WaitStatus::StillAlive),
+            Err(nix::errno::Errno::EINTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Ends what a child that has ended has left.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        // Its number is nobody else's before it has been taken; so it is only looked at first.
-        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        while waitid(Id::Pid(self.pid()), look) == Err(nix::errno::Errno::EINTR) {}
         let _ = killpg(self.pid(), Signal::SIGKILL);
         self.0.wait()
     }
@@ -304,8 +335,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_takes_too_long_writes_too_much_or_too_large_a_file_is_ended() {
-        let late = Program { deadline: Instant::now() + Duration::from_millis(100), ..shell("sleep 1000") };
-        assert!(matches!(late.run().await, Err(ProgramError::TooLong)));
+        for script in ["sleep 1000", "exec >&- 2>&-; sleep 1000"] {
+            let late = Program { deadline: Instant::now() + Duration::from_millis(100), ..shell(script) };
+            assert!(matches!(late.run().await, Err(ProgramError::TooLong)), "{script}");
+        }
+        let quiet = shell("exec >&- 2>&-; sleep 0.1; exit 4").run().await.unwrap();
+        assert_eq!(quiet.status.code(), Some(4));
         let loud = Program { most_output: 1000, ..shell("yes") };
         assert!(matches!(loud.run().await, Err(ProgramError::TooMuch(1000))));
         let place = tempfile::tempdir().unwrap();

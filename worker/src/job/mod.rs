@@ -344,6 +344,7 @@ async fn run_phases(
             Err(end) => return end,
         }
     }
+    course.phases.stage = Some(since(started));
     let prepared = tokio::select! {
         // A store that does not answer is waited for, but not by a worker that is to leave.
         biased;
@@ -354,7 +355,6 @@ async fn run_phases(
         Ok(target) => target,
         Err(end) => return end,
     };
-    course.phases.stage = Some(since(started));
     crash_point("after-stage");
     if let Some(reason) = stop.reason() {
         return submit::stopped(reason);
