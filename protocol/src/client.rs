@@ -25,7 +25,6 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueBindOptions, QueueDeclareOptions,
@@ -33,6 +32,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer, ErrorKind};
 
+use crate::answer::{answered, next};
 use crate::command::{self, Answer, Command};
 use crate::connect::{ConnectError, Endpoint};
 use crate::event::{Event, TraceContext};
@@ -184,8 +184,8 @@ impl Client {
     /// [`ClientError::Connect`].
     pub async fn connect(endpoint: &Endpoint, name: &str) -> Result<Self, ClientError> {
         let connection = endpoint.connect(name).await?;
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let channel = answered(connection.create_channel()).await?;
+        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Self { connection, channel })
     }
 
@@ -206,11 +206,11 @@ impl Client {
     /// [`ClientError`]; after [`ClientError::Unconfirmed`] and [`ClientError::Broker`] the command may be there all the
     /// same. Asking twice does no harm.
     pub async fn cancel(&self, job: &JobId, patience: Duration) -> Result<Option<Answer>, ClientError> {
-        let channel = self.connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let channel = answered(self.connection.create_channel()).await?;
+        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let mut answers =
-            channel.basic_consume(ANSWERS.into(), "".into(), options, FieldTable::default()).await?;
+        let consuming = channel.basic_consume(ANSWERS.into(), "".into(), options, FieldTable::default());
+        let mut answers = answered(consuming).await?;
         let correlation = uuid::Uuid::new_v4().to_string();
         let properties = BasicProperties::default()
             .with_content_type(command::CONTENT_TYPE.into())
@@ -220,7 +220,7 @@ impl Client {
         let target = Target { what: "command", exchange: COMMANDS_EXCHANGE, key: COMMANDS_KEY };
         publish(&channel, &target, &Command::cancel(job).encode(), properties).await?;
         let answer = async {
-            while let Some(answer) = answers.next().await {
+            while let Some(answer) = next(&mut answers, &channel).await {
                 let answer = answer?;
                 let told = answer.properties.correlation_id().as_ref().map(ShortString::as_str);
                 if told == Some(correlation.as_str()) {
@@ -240,31 +240,27 @@ impl Client {
     /// # Errors
     /// [`ClientError::Missing`] when there is no results exchange.
     pub async fn subscribe(&self, topic: &Topic) -> Result<Subscription, ClientError> {
-        let channel = self.connection.create_channel().await?;
-        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let channel = answered(self.connection.create_channel()).await?;
+        answered(channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let queue = channel.queue_declare("".into(), options, FieldTable::default()).await;
+        let queue = answered(channel.queue_declare("".into(), options, FieldTable::default())).await;
         let queue = queue.map_err(|error| explained(error, Doing::DeclareQueue))?;
-        channel
-            .queue_bind(
-                queue.name().clone(),
-                RESULTS_EXCHANGE.into(),
-                topic.binding().as_str().into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(|error| explained(error, Doing::Bind))?;
-        let consumer = channel
-            .basic_consume(
-                queue.name().clone(),
-                "".into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(|error| explained(error, Doing::Consume))?;
-        Ok(Subscription { _channel: channel, consumer, seen: HashSet::new(), order: VecDeque::new() })
+        let binding = channel.queue_bind(
+            queue.name().clone(),
+            RESULTS_EXCHANGE.into(),
+            topic.binding().as_str().into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        answered(binding).await.map_err(|error| explained(error, Doing::Bind))?;
+        let consuming = channel.basic_consume(
+            queue.name().clone(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = answered(consuming).await.map_err(|error| explained(error, Doing::Consume))?;
+        Ok(Subscription { channel, consumer, seen: HashSet::new(), order: VecDeque::new() })
     }
 
     /// Closes the connection in order.
@@ -272,7 +268,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Broker`] when the broker is gone already.
     pub async fn close(self) -> Result<(), ClientError> {
-        Ok(self.connection.close(200, "done".into()).await?)
+        Ok(answered(self.connection.close(200, "done".into())).await?)
     }
 }
 
@@ -324,7 +320,7 @@ fn explained(error: lapin::Error, doing: Doing) -> ClientError {
 #[derive(Debug)]
 pub struct Subscription {
     /// Dropping the last handle of a channel closes it.
-    _channel: Channel,
+    channel: Channel,
     consumer: Consumer,
     seen: HashSet<String>,
     order: VecDeque<String>,
@@ -337,9 +333,9 @@ impl Subscription {
     /// [`ClientError::NoEvent`] for a message that is none (the next call goes on behind it); [`ClientError::Broker`] when
     /// the connection failed.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
-        while let Some(delivery) = self.consumer.next().await {
+        while let Some(delivery) = next(&mut self.consumer, &self.channel).await {
             let delivery = delivery?;
-            delivery.acker.ack(BasicAckOptions::default()).await?;
+            answered(delivery.acker.ack(BasicAckOptions::default())).await?;
             let event: Event = serde_json::from_slice(&delivery.data)?;
             if self.is_new(&event.id) {
                 return Ok(Some(event));

@@ -7,6 +7,7 @@
 //!
 //! This crate must not know how a job is run: no Spark, no files, no processes.
 
+pub mod answer;
 pub mod asset;
 pub mod client;
 pub mod command;

@@ -16,6 +16,7 @@ mod past;
 mod platform;
 mod records;
 mod rights;
+mod sick;
 mod spark;
 mod time_out;
 mod tls;

@@ -167,6 +167,18 @@ impl Broker {
     /// # Errors
     /// When the broker is not there.
     pub fn call(&self, call: &str) -> io::Result<String> {
+        self.erl_call(&["-a", call], "")
+    }
+
+    /// Evaluates Erlang expressions, each with a full stop behind it, inside the broker and gives what the last one is.
+    ///
+    /// # Errors
+    /// When the broker is not there.
+    pub fn evaluate(&self, expressions: &str) -> io::Result<String> {
+        self.erl_call(&["-e"], expressions)
+    }
+
+    fn erl_call(&self, arguments: &[&str], input: &str) -> io::Result<String> {
         let environment = std::fs::read(format!("/proc/{}/environ", self.pid()))?;
         let environment = String::from_utf8_lossy(&environment).into_owned();
         let value = |name: &str| {
@@ -175,12 +187,19 @@ impl Broker {
         };
         // The cookie that lets one in lies in the broker's home, which may be in a root of the broker's own.
         let home = format!("/proc/{}/root{}", self.pid(), value("HOME"));
-        let said = Command::new("erl_call")
-            .args(["-n", &self.setting("BROKER_NODE"), "-a", call])
+        let mut calling = Command::new("erl_call")
+            .args(["-n", &self.setting("BROKER_NODE")])
+            .args(arguments)
             .env("HOME", home)
             .env("ERL_EPMD_PORT", value("ERL_EPMD_PORT"))
-            .stdin(Stdio::null())
-            .output()?;
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = calling.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        let said = calling.wait_with_output()?;
         if said.status.success() {
             Ok(String::from_utf8_lossy(&said.stdout).into_owned())
         } else {
@@ -364,6 +383,22 @@ impl Vhost {
     /// Asks the management interface about this virtual host: `{}` in `path` stands for its name.
     pub fn http(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         self.broker.http(method, &path.replace("{}", &self.name), body)
+    }
+
+    /// The same with the status, for what may be missing.
+    pub fn http_status(&self, method: &str, path: &str) -> (u16, Value) {
+        self.broker.http_status(method, &path.replace("{}", &self.name), None)
+    }
+
+    /// Kills the process inside the broker that leads a quorum queue.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn kill_leader_of(&self, queue: &str) {
+        // The replica of a queue on a node is a process that is registered under the names of host and queue.
+        let kill = format!("exit(whereis('{}_{queue}'), kill).\n", self.name);
+        let said = self.broker.evaluate(&kill).unwrap();
+        assert!(said.contains("true"), "{kill} {said}");
     }
 
     /// A client of its own.

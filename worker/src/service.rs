@@ -16,7 +16,7 @@ use crate::broker::history::History;
 use crate::broker::ledger::tail::{follow, keep_forgetting};
 use crate::broker::ledger::{Ledger, leave};
 use crate::broker::publisher::Publisher;
-use crate::broker::session::keep_connected;
+use crate::broker::session::{keep_connected, keep_declared};
 use crate::broker::slots::{Leaving, Slots};
 use crate::clock::BootTime;
 use crate::config::Settings;
@@ -271,6 +271,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let background = [
         connecting,
         pruning,
+        tokio::spawn(keep_declared(publisher.missing(), session.clone())),
         tokio::spawn(follow(ledger.clone(), session.clone())),
         tokio::spawn(keep_forgetting(ledger.clone(), session.clone())),
         tokio::spawn(keep_fenced(client_mode.clone(), ledger.clone())),

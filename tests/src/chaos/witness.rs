@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
+use spark_runtime_protocol::answer::{answered, next};
 use spark_runtime_protocol::connect::Endpoint;
 use spark_runtime_protocol::topology::RESULTS_EXCHANGE;
 
@@ -76,6 +76,7 @@ impl Witness {
         loop {
             if let Err(error) = self.listen_once().await {
                 // A broker that is away is what the run is about.
+                eprintln!("WITNESS {error}");
                 tracing::debug!(%error, "the witness connects again");
             }
             tokio::time::sleep(PAUSE).await;
@@ -84,19 +85,23 @@ impl Witness {
 
     async fn listen_once(&mut self) -> Result<(), WitnessError> {
         let connection = self.endpoint.connect("chaos witness").await?;
-        let channel = connection.create_channel().await?;
-        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-        let mut consumer = channel
-            .basic_consume(QUEUE.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
-            .await?;
-        while let Some(delivery) = consumer.next().await {
+        let channel = answered(connection.create_channel()).await?;
+        answered(channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+        let consuming = channel.basic_consume(
+            QUEUE.into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let mut consumer = answered(consuming).await?;
+        while let Some(delivery) = next(&mut consumer, &channel).await {
             let delivery = delivery?;
             write!(self.written, "{} {} ", boottime_ns(), u8::from(delivery.redelivered))?;
             self.written.write_all(&delivery.data)?;
             self.written.write_all(b"\n")?;
             self.written.flush()?;
             self.book.heard(delivery.data, delivery.redelivered);
-            delivery.acker.ack(BasicAckOptions::default()).await?;
+            answered(delivery.acker.ack(BasicAckOptions::default())).await?;
         }
         Ok(())
     }

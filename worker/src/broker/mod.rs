@@ -23,3 +23,8 @@ use spark_runtime_protocol::rights::{Doing, MissingRight};
 fn words(error: &lapin::Error, doing: Doing) -> String {
     MissingRight::of(error, doing).map_or_else(|| error.to_string(), |right| right.to_string())
 }
+
+/// Whether the broker has said that a queue or an exchange is not there.
+fn is_missing(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404)
+}

@@ -25,6 +25,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer, ErrorKind};
+use spark_runtime_protocol::answer::answered;
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::rights::{Doing, MissingRight};
@@ -288,7 +289,7 @@ impl Past {
             tip.offset = offset(&last).unwrap_or(0).max(tip.offset);
             tip.written = *last.properties.timestamp();
             // It is answered behind all that the consumer was given on the way.
-            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            answered(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
             let mut more = None;
             while let Some(next) = consumer.next().now_or_never() {
                 more = Some(next.ok_or(PastError::Ended { stream })??);
@@ -303,7 +304,7 @@ impl Past {
                 // It was the stream that ended, and not the credit.
                 break;
             }
-            last.acker.ack(BasicAckOptions { multiple: true }).await?;
+            answered(last.acker.ack(BasicAckOptions { multiple: true })).await?;
             unacknowledged = 0;
         }
         channel.close(200, "looked".into()).await?;
@@ -317,7 +318,7 @@ impl Past {
         from: Start,
     ) -> Result<(Channel, Consumer), PastError> {
         let channel = self.connection.create_channel().await?;
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        answered(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(stream.into(), "".into(), options, from.argument()).await?;
         Ok((channel, consumer))
@@ -349,7 +350,7 @@ impl Past {
             }
             unacknowledged += 1;
             if unacknowledged >= prefetch / 2 {
-                delivery.acker.ack(BasicAckOptions { multiple: true }).await?;
+                answered(delivery.acker.ack(BasicAckOptions { multiple: true })).await?;
                 unacknowledged = 0;
             }
         }

@@ -8,14 +8,19 @@
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{self, Object, Pool, RecycleResult};
+use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ErrorKind, PublisherConfirm};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event as Happening, PublisherConfirm,
+};
+use spark_runtime_protocol::answer::answered;
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::{CONTENT_TYPE, Event, EventKind, FailureClass};
 use spark_runtime_protocol::rights::Doing;
@@ -23,14 +28,14 @@ use spark_runtime_protocol::topology::{
     DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY, LEDGER_EXCHANGE,
     RESULTS_EXCHANGE, delay_queue,
 };
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::ledger::record::Position;
 use super::message::{Message, Seen};
-use super::words;
+use super::{is_missing, words};
 use crate::job::Announce;
 use crate::spark::Awaited;
 
@@ -80,13 +85,14 @@ impl managed::Manager for ConfirmChannels {
             _ => {
                 let connection = Arc::new(self.endpoint.connect(&self.name).await?);
                 tracing::info!(endpoint = %self.endpoint, "connected for publishing");
+                tokio::spawn(tell_of_alarms(connection.events_listener()));
                 *current = Some(connection.clone());
                 connection
             }
         };
         drop(current);
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let channel = answered(connection.create_channel()).await?;
+        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(ConfirmChannel { channel, connection })
     }
 
@@ -99,6 +105,21 @@ impl managed::Manager for ConfirmChannels {
             return Ok(());
         }
         Err(managed::RecycleError::message("the channel is closed"))
+    }
+}
+
+/// Says when the broker takes no more messages, and when it does again. It says so to those alone that publish.
+async fn tell_of_alarms(events: impl Stream<Item = Happening>) {
+    let mut events = pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Happening::ConnectionBlocked(reason) => tracing::warn!(
+                reason,
+                "the broker is short of memory or disk and takes no messages; jobs go on, and are told when it does"
+            ),
+            Happening::ConnectionUnblocked => tracing::info!("the broker takes messages again"),
+            _ => {}
+        }
     }
 }
 
@@ -126,6 +147,7 @@ impl Letter {
 #[derive(Clone)]
 pub struct Publisher {
     lanes: Arc<Vec<mpsc::UnboundedSender<Letter>>>,
+    missing: Arc<Notify>,
 }
 
 /// The lanes at work.
@@ -154,16 +176,24 @@ impl Publisher {
     ) -> Result<(Self, Lanes), managed::BuildError> {
         let channels = ConfirmChannels { endpoint: endpoint.clone(), name, connection: Mutex::new(None) };
         let pool = Pool::builder(channels).max_size(LANES + 1).build()?;
+        let missing = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         let lanes = (0..=LEDGER_LANE).map(|_| {
             let (sender, letters) = mpsc::unbounded_channel();
             let again = sender.downgrade();
-            tasks
-                .spawn(Lane { pool: pool.clone(), letters, again, unsent: VecDeque::new(), patience }.work());
+            let (pool, missing) = (pool.clone(), missing.clone());
+            tasks.spawn(Lane { pool, letters, again, missing, unsent: VecDeque::new(), patience }.work());
             sender
         });
         let lanes = Arc::new(lanes.collect());
-        Ok((Self { lanes }, Lanes(tasks)))
+        Ok((Self { lanes, missing }, Lanes(tasks)))
+    }
+
+    /// Told whenever a message found its exchange, or every queue behind it, missing. The message is published again
+    /// until they are there.
+    #[must_use]
+    pub fn missing(&self) -> Arc<Notify> {
+        self.missing.clone()
     }
 
     fn hand_to(&self, lane: usize, letter: Letter) {
@@ -417,6 +447,8 @@ struct Lane {
     letters: mpsc::UnboundedReceiver<Letter>,
     /// The way back into the lane, for what the broker would not take.
     again: mpsc::WeakUnboundedSender<Letter>,
+    /// Told that something is missing.
+    missing: Arc<Notify>,
     /// What is to be published next, in order.
     unsent: VecDeque<Letter>,
     patience: Duration,
@@ -478,6 +510,9 @@ impl Lane {
         {
             // The broker closed the channel for something that was published on it, most likely the oldest message that it
             // has not confirmed: an exchange is gone, or the message is more than the broker takes. Others go on.
+            if is_missing(error) {
+                self.missing.notify_one();
+            }
             self.later(letter, &words(error, Doing::Publish));
         }
         for pending in pending.into_iter().rev() {
@@ -544,10 +579,8 @@ impl Lane {
             match confirmation {
                 Confirmation::Ack(Some(returned)) if letter.mandatory => {
                     let reason = returned.reply_text.to_string();
-                    self.later(
-                        letter,
-                        &format!("it could not be routed ({reason}); run `spark-runtime topology declare`"),
-                    );
+                    self.missing.notify_one();
+                    self.later(letter, &format!("no queue is there for it ({reason})"));
                 }
                 Confirmation::Ack(_) => {
                     backoff.succeeded();

@@ -8,13 +8,16 @@ use futures_util::StreamExt;
 use lapin::{Connection, Event};
 use spark_runtime_protocol::connect::Endpoint;
 use spark_runtime_protocol::topology::{Compared, Topology, TopologyError};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::backoff::Backoff;
 use super::server::{AcknowledgementTimeout, too_old};
 
 /// How often the state of a connection is looked at beside its events.
 const SECOND_LOOK: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long it takes at least until the topology is declared once more.
+const BETWEEN_DECLARATIONS: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A connection, as long as it lasts.
 #[derive(Clone)]
@@ -79,6 +82,25 @@ pub async fn keep_connected(
     }
 }
 
+/// Declares the topology again whenever something of it is missing, or says what is to be done.
+pub async fn keep_declared(missing: Arc<Notify>, mut sessions: watch::Receiver<Option<Session>>) {
+    loop {
+        missing.notified().await;
+        let session = sessions.wait_for(Option::is_some).await.ok().and_then(|session| session.clone());
+        // Nobody connects any more.
+        let Some(session) = session else { return };
+        match session.declare().await {
+            Ok(()) => tracing::warn!("somebody has deleted a part of the topology; it is declared again"),
+            Err(error) => tracing::error!(
+                %error,
+                "a part of the topology is missing and cannot be declared; run `spark-runtime topology declare` as a user who may"
+            ),
+        }
+        // Whatever is published again meanwhile may find it missing once more.
+        tokio::time::sleep(BETWEEN_DECLARATIONS).await;
+    }
+}
+
 async fn connect(
     endpoint: &Endpoint,
     name: &str,
@@ -130,13 +152,6 @@ async fn ended(connection: &Connection) -> String {
             Err(_) => return "it ended without a word".to_owned(),
         };
         match event {
-            Event::ConnectionBlocked(reason) => {
-                tracing::warn!(
-                    reason,
-                    "the broker is short of memory or disk; it takes acknowledgements, but no events"
-                );
-            }
-            Event::ConnectionUnblocked => tracing::info!("the broker takes events again"),
             Event::Error(error) => {
                 if !connection.status().connected() {
                     return error.to_string();

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions,
     QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer, ErrorKind};
+use lapin::{Channel, Consumer};
+use spark_runtime_protocol::answer::{answered, next};
 use spark_runtime_protocol::rights::Doing;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use super::backoff::Backoff;
 use super::message::Message;
 use super::session::Session;
-use super::words;
+use super::{is_missing, words};
 use crate::job::settle::Settled;
 use crate::job::{Stop, StopReason, Stopper};
 
@@ -175,17 +175,19 @@ impl<H: Handler> Slots<H> {
     }
 
     async fn get_all(&self, session: &Session) -> Result<(), lapin::Error> {
-        let channel = session.connection.create_channel().await?;
-        while let Some(got) = channel.basic_get(self.queue.into(), BasicGetOptions::default()).await? {
+        let channel = answered(session.connection.create_channel()).await?;
+        while let Some(got) =
+            answered(channel.basic_get(self.queue.into(), BasicGetOptions::default())).await?
+        {
             let Delivery { data, properties, acker, redelivered, .. } = got.delivery;
             let (stopper, stop) = Stopper::new();
             let message = Message::new(data, properties, redelivered);
             let assignment = Assignment { message, stop, stopper, hold: Arc::default() };
             if self.handler.clone().handle(assignment).await == Settled::Acknowledge {
-                acker.ack(BasicAckOptions::default()).await?;
+                answered(acker.ack(BasicAckOptions::default())).await?;
             }
         }
-        channel.close(200, "nothing waits".into()).await
+        answered(channel.close(200, "nothing waits".into())).await
     }
 
     async fn slot(self: Arc<Self>, number: usize) {
@@ -255,7 +257,7 @@ impl<H: Handler> Slots<H> {
                 biased;
                 // Before a delivery: what has come by then is given back by `close`.
                 () = is_leaving(leaving) => None,
-                delivery = consumer.next() => Some(delivery),
+                delivery = next(&mut consumer, &channel) => Some(delivery),
                 _ = renewals.changed() => None,
             };
             drop(idle);
@@ -286,11 +288,11 @@ impl<H: Handler> Slots<H> {
         consumer: &mut Consumer,
         leaving: &mut watch::Receiver<Leaving>,
     ) -> Result<(), lapin::Error> {
-        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
-        while let Some(delivery) = consumer.next().await {
+        answered(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+        while let Some(delivery) = next(consumer, channel).await {
             self.work(channel, delivery?, consumer, leaving, true).await?;
         }
-        channel.close(200, "leaving".into()).await
+        answered(channel.close(200, "leaving".into())).await
     }
 
     /// Handles one delivery; one that came too late is given back at once. Gives whether the channel is still good.
@@ -327,7 +329,7 @@ impl<H: Handler> Slots<H> {
                     tracing::error!(%error, queue = self.queue, "the handling of a delivery broke off");
                     Settled::Leave
                 }),
-                lost = consumer.next(), if channel_is_good => {
+                lost = next(consumer, channel), if channel_is_good => {
                     // With a prefetch of one no delivery can come here: this is the consumer's end.
                     let reason = match lost {
                         Some(Err(error)) => error.to_string(),
@@ -354,9 +356,9 @@ impl<H: Handler> Slots<H> {
             Settled::Acknowledge => {
                 if heard > Leaving::No && channel_is_good {
                     // An acknowledgement asks for the next delivery, and there is to be none.
-                    channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                    answered(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
                 }
-                let acknowledged = acker.ack(BasicAckOptions::default()).await?;
+                let acknowledged = answered(acker.ack(BasicAckOptions::default())).await?;
                 if !acknowledged {
                     tracing::warn!(
                         "a settled delivery was lost before it could be acknowledged; its job comes again"
@@ -410,11 +412,6 @@ impl<H: Handler> Slots<H> {
         channel.close(200, "asked".into()).await?;
         Ok(ready)
     }
-}
-
-/// Somebody has deleted the queue.
-fn is_missing(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404)
 }
 
 async fn is_leaving(leaving: &mut watch::Receiver<Leaving>) {

@@ -12,7 +12,8 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Acker, Channel, Consumer, ErrorKind};
+use lapin::{Acker, Channel, Consumer};
+use spark_runtime_protocol::answer::{answered, next};
 use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER};
 use tokio::sync::{oneshot, watch};
@@ -22,7 +23,7 @@ use super::Ledger;
 use super::record::Position;
 use crate::broker::backoff::Backoff;
 use crate::broker::session::Session;
-use crate::broker::words;
+use crate::broker::{self, words};
 
 /// Records that may be on their way to the reader.
 const PREFETCH: u16 = 2000;
@@ -101,9 +102,7 @@ pub async fn follow(ledger: Ledger, mut sessions: watch::Receiver<Option<Session
 
 fn is_missing(error: &ReadError) -> bool {
     match error {
-        ReadError::Broker(error) => {
-            matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 404)
-        }
+        ReadError::Broker(error) => broker::is_missing(error),
         ReadError::Ended => true,
         _ => false,
     }
@@ -124,7 +123,7 @@ async fn read(
 ) -> Result<std::convert::Infallible, ReadError> {
     let expected = ledger.state().next_offset;
     let opened = tokio::time::timeout(OPENING, open(session, expected)).await;
-    let (_channel, mut consumer, kept) = opened.map_err(|_| ReadError::NoAnswer)??;
+    let (channel, mut consumer, kept) = opened.map_err(|_| ReadError::NoAnswer)??;
     if expected.is_none() {
         ledger.append_again();
     }
@@ -140,7 +139,7 @@ async fn read(
                 unacknowledged.acknowledge().await?;
                 continue;
             }
-            delivery = consumer.next() => delivery.ok_or(ReadError::Ended)??,
+            delivery = next(&mut consumer, &channel) => delivery.ok_or(ReadError::Ended)??,
             written = &mut mark.written, if !mark.is_written => {
                 mark.is_written = written.is_ok();
                 heard = Instant::now();
@@ -255,7 +254,7 @@ impl Unacknowledged {
     async fn acknowledge(&mut self) -> Result<(), lapin::Error> {
         self.count = 0;
         if let Some((acker, _)) = self.last.take() {
-            acker.ack(BasicAckOptions { multiple: true }).await?;
+            answered(acker.ack(BasicAckOptions { multiple: true })).await?;
         }
         Ok(())
     }
