@@ -16,7 +16,7 @@ use serde_json::Value;
 use spark_runtime_protocol::asset::{AssetType, StagedPath, decode_base64};
 use spark_runtime_protocol::event::{Side, Way};
 use spark_runtime_protocol::job::{
-    CHECK_INPUTS_KEY, CHECK_OUTPUTS_KEY, Job, JobType, MODEL_ASSETS, SKIP_KEY, STOP_KEY, WRITES_KEY,
+    CHECK_INPUTS_KEY, CHECK_OUTPUTS_KEY, Content, Job, JobType, MODEL_ASSETS, SKIP_KEY, STOP_KEY, WRITES_KEY,
 };
 use spark_runtime_protocol::json::{Fault, step};
 
@@ -342,7 +342,7 @@ impl Draft<'_> {
             if self.job.says(CHECK_INPUTS_KEY) { self.schema(used, Side::Input, only_one) } else { None };
         let (location, place) = located?;
         let size = match place {
-            Place::Staged => used.asset.get("fileContent").and_then(Value::as_str).map(decoded_size),
+            Place::Staged => content_at(self.job, &at).map(size_of),
             Place::Local(_) | Place::Elsewhere => None,
         };
         Some(Input {
@@ -545,18 +545,23 @@ impl Draft<'_> {
         };
         let assets = job.model_assets().iter().enumerate();
         let found = assets.filter(|(_, asset)| is_it(asset)).find_map(|(index, asset)| {
-            let (key, text) = match AssetType::of(asset)? {
-                AssetType::File => {
-                    let mut text = Vec::new();
-                    decode_base64(asset.get("fileContent")?.as_str()?, &mut text).ok()?;
-                    ("fileContent", text)
-                }
-                AssetType::SourceCode => {
-                    ("sourceCode", asset.get("sourceCode")?.as_str()?.as_bytes().to_vec())
-                }
+            let key = match AssetType::of(asset)? {
+                AssetType::File => "fileContent",
+                AssetType::SourceCode => "sourceCode",
                 AssetType::ExternalFile | AssetType::Sql => return None,
             };
-            Some((format!("{MODEL_ASSETS}/{index}/{key}"), text))
+            let pointer = format!("{MODEL_ASSETS}/{index}");
+            let (at, text) = match content_at(job, &pointer)? {
+                // The asset does not have it.
+                Content::Bytes(bytes) => (pointer, bytes.to_vec()),
+                Content::Text(text) => (step(&pointer, key), text.as_bytes().to_vec()),
+                Content::Base64(encoded) => {
+                    let mut text = Vec::new();
+                    decode_base64(encoded, &mut text).ok()?;
+                    (step(&pointer, key), text)
+                }
+            };
+            Some((at, text))
         });
         let Some((at, text)) = found else {
             let shown: String = tag.value.chars().take(80).collect();
@@ -599,9 +604,20 @@ fn scheme_of(url: &str) -> Option<(&str, &str)> {
         .then_some((scheme, rest))
 }
 
-/// How many bytes a valid base64 text stands for.
-fn decoded_size(encoded: &str) -> u64 {
-    (encoded.trim_end_matches('=').len() * 3 / 4) as u64
+/// What the asset at `pointer` brings along, or what was fetched for it.
+fn content_at<'a>(job: &'a Job, pointer: &str) -> Option<Content<'a>> {
+    job.staged_files().find(|file| file.pointer == pointer).map(|file| file.content)
+}
+
+/// How many bytes a file has.
+fn size_of(content: Content<'_>) -> u64 {
+    let bytes = match content {
+        Content::Text(text) => text.len(),
+        Content::Bytes(bytes) => bytes.len(),
+        // Known to be valid.
+        Content::Base64(encoded) => encoded.trim_end_matches('=').len() * 3 / 4,
+    };
+    bytes as u64
 }
 
 impl Contract {
@@ -745,6 +761,27 @@ mod tests {
 
     fn faults(more: Value, tags: &str) -> Vec<String> {
         drafted(more, tags, None).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_schema_and_an_input_are_read_as_they_were_fetched_from_a_repository() {
+        let in_git = json!({"repositoryType": "GIT_REPO", "repositoryRemote": "/r.git"});
+        let job = job(json!({
+            "/enableInputSchemaChecking": true,
+            "/inputData": [{"assetType": "FILE", "filename": "in.csv", "repositoryInfo": in_git}],
+            "/model/storedModel/modelAssets/1": {"assetType": "FILE", "filename": "in.avsc", "repositoryInfo": in_git}
+        }));
+        let contents = |schema: &str| {
+            let fetched = [("/inputData/0", "a\n1\n"), ("/model/storedModel/modelAssets/1", schema)];
+            job.clone().with_fetched(fetched.map(|(at, text)| (at.to_owned(), text.into())).into()).unwrap()
+        };
+        let source = Source::read("# modelop.schema.0: in.avsc\n");
+        let whole = contents(r#"[{"name": "a", "type": "int"}]"#);
+        let (contract, _) = draft(&whole, &source, &settings(), None).unwrap();
+        assert_eq!(sorted(contract.inputs[0].schema.as_ref().unwrap()), FIELD);
+        assert_eq!(contract.inputs[0].size, Some(4));
+        let faults = draft(&contents("[{}]"), &source, &settings(), None).unwrap_err();
+        assert_eq!(faults[0].pointer, "/model/storedModel/modelAssets/1");
     }
 
     const FIELD: &str =
