@@ -1,14 +1,16 @@
-"""Trains a pipeline that tells who survives, and saves it whole as a folder.
+"""Trains a pipeline with a random forest that tells who survives, and saves it whole as a folder.
 
 The function is found by its smart tag. Input 0 is the labelled passenger list; output 0 is where the pipeline goes.
 """
 
 from pyspark.ml import Pipeline
-from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.classification import RandomForestClassifier
 from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import SparkSession
 
 from features import columns
+
+SEED = 20260301
 
 
 # modelop.training
@@ -18,7 +20,7 @@ def train(external_inputs, external_outputs, external_model_assets):
     pipeline = Pipeline(
         stages=[
             VectorAssembler(inputCols=columns.FEATURES, outputCol="features"),
-            LogisticRegression(labelCol=columns.LABEL, maxIter=25, regParam=0.01),
+            RandomForestClassifier(labelCol=columns.LABEL, numTrees=20, maxDepth=5, seed=SEED),
         ]
     )
     trained = pipeline.fit(passengers)
