@@ -8,6 +8,7 @@ mod broker;
 mod cancel;
 mod chaos;
 mod command_line;
+mod examples;
 mod faults;
 mod hostile;
 mod life;

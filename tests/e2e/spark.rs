@@ -25,7 +25,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Where the real parts are, and the turn to use them.
 pub(crate) struct Parts {
-    python: String,
+    pub(crate) python: String,
     spark_home: String,
     _turn: MutexGuard<'static, ()>,
 }
@@ -52,7 +52,7 @@ impl Parts {
         ]
     }
 
-    fn worker(&self, uri: &str, more: &[&str]) -> Worker {
+    pub(crate) fn worker(&self, uri: &str, more: &[&str]) -> Worker {
         let settings = self.settings();
         let all: Vec<&str> = settings.iter().map(String::as_str).chain(more.iter().copied()).collect();
         Worker::start(uri, &all)
