@@ -4,12 +4,22 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection};
 use serde_json::json;
+use spark_runtime_protocol::answer::next;
+use spark_runtime_protocol::client::Topic;
+use spark_runtime_protocol::connect::Endpoint;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
+use spark_runtime_protocol::topology::{
+    LEDGER_EXCHANGE, LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER,
+};
 use spark_runtime_tests::broker::{Broker, Ready, Vhost};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::Worker;
 use spark_runtime_tests::until;
+use spark_runtime_tests::wire::Wire;
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
@@ -140,7 +150,7 @@ async fn exchanges_that_are_deleted_under_a_running_job_are_there_again_and_the_
         // Its bindings went with it; a subscriber has to bind anew.
         if exchange == "spark.results" {
             place.client = place.vhost.client().await;
-            place.events = place.client.subscribe(&spark_runtime_protocol::client::Topic::All).await.unwrap();
+            place.events = place.client.subscribe(&Topic::All).await.unwrap();
             // Published again, a job that has ended is answered by its end.
             place.publish(id, held.text(id)).await;
         }
@@ -218,4 +228,76 @@ async fn a_subscriber_whose_queue_is_full_is_offered_the_end_for_a_while_and_hol
     until("the end at last", async || (place.vhost.messages("narrow") > 0).then_some(())).await;
     place.queue_has("spark.jobs", 0).await;
     assert!(has > 0 && !worker.log().contains("an event is given up"), "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_cut_off_under_its_reader_is_read_from_its_start_and_no_job_is_lost() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    let wire = Wire::to(place.vhost.broker().port()).await;
+    let worker = Worker::start(&place.vhost.uri_at(wire.port), &[RETRY]);
+    let held = Held::running(&mut place, &worker, "held").await;
+    wire.cut();
+    worker.logged("a delivery is lost; its job goes on").await;
+    let short =
+        json!({"pattern": "^spark.ledger$", "apply-to": "queues", "definition": {"max-length-bytes": 1}});
+    place.vhost.http("PUT", "/api/policies/{}/short", Some(&short));
+    let ledger = Ledger::open(&place.vhost).await;
+    until("the job's claim to be gone", async || {
+        for _ in 0..32 {
+            ledger.append(vec![b'x'; 60 << 10]).await;
+        }
+        // A file that has only just begun shows nothing before the next record.
+        let first = tokio::time::timeout(Duration::from_secs(1), ledger.first_offset()).await;
+        first.is_ok_and(|first| first > 0).then_some(())
+    })
+    .await;
+    wire.mend();
+    worker.logged("the log was cut off under the reader").await;
+    worker.logged("the ledger no longer holds a claim of a job that runs here; the job is ended").await;
+    until("the next run", async || (held.runs() == 2).then_some(())).await;
+    held.let_go();
+    assert_eq!(place.end_of("held").await.kind(), Some(EventKind::Completed));
+    place.queue_has("spark.jobs", 0).await;
+    assert!(!lines(&held.journal).contains("overlap"), "{}", lines(&held.journal));
+}
+
+/// The ledger's stream, as somebody sees it who is no worker.
+struct Ledger {
+    connection: Connection,
+    channel: Channel,
+}
+
+impl Ledger {
+    async fn open(vhost: &Vhost) -> Self {
+        let endpoint = Endpoint::new(&vhost.uri(), Duration::from_secs(10)).unwrap();
+        let connection = endpoint.connect("test ledger").await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self { connection, channel }
+    }
+
+    async fn append(&self, record: Vec<u8>) {
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        let published =
+            self.channel.basic_publish(LEDGER_EXCHANGE.into(), "".into(), options, &record, properties);
+        published.await.unwrap().await.unwrap();
+    }
+
+    /// The place of the oldest record that is still there.
+    async fn first_offset(&self) -> i64 {
+        let channel = self.connection.create_channel().await.unwrap();
+        channel.basic_qos(1, BasicQosOptions::default()).await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments.insert(STREAM_OFFSET_ARGUMENT.into(), AMQPValue::LongString("first".into()));
+        let options = BasicConsumeOptions::default();
+        let mut consumer =
+            channel.basic_consume(LEDGER_STREAM.into(), "".into(), options, arguments).await.unwrap();
+        let first = next(&mut consumer, &channel).await.unwrap().unwrap();
+        let headers = first.properties.headers().clone().unwrap();
+        channel.close(200, "looked".into()).await.unwrap();
+        match headers.inner().get(STREAM_OFFSET_HEADER) {
+            Some(AMQPValue::LongLongInt(offset)) => *offset,
+            other => panic!("no offset: {other:?}"),
+        }
+    }
 }
