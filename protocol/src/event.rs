@@ -255,6 +255,10 @@ pub struct EventData {
     /// `rejected`: every fault of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults: Option<Vec<Fault>>,
+    /// The digest of the job's body, as [`Digests::of`] gives it: by it a publisher knows an event about his own job from
+    /// one about another that was published under the same id. Absent where the body is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// `conflict`: the bodies that were published under the id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digests: Option<Digests>,
@@ -317,6 +321,7 @@ impl EventData {
             delay_ms: None,
             failure: None,
             faults: None,
+            digest: None,
             digests: None,
             job_result: None,
             job_messages: None,

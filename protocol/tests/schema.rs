@@ -596,6 +596,7 @@ fn full(kind: EventKind) -> Event {
     event.tracestate = Some("a=b".to_owned());
     let data = &mut event.data;
     data.correlation_id = Some("c".to_owned());
+    data.digest = Some(Digests::of(b"{}"));
     data.message = Some("m".to_owned());
     if kind == EventKind::Accepted || kind.is_terminal() {
         data.sources = Some(vec![FetchedSource {

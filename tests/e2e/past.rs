@@ -333,6 +333,27 @@ async fn a_replayed_job_is_listed_once_as_what_became_of_it_last() {
 }
 
 #[tokio::test]
+async fn the_end_of_another_job_under_the_same_id_is_not_taken_for_ones_own() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    let worker = Worker::start(&place.vhost.uri(), &[RETRY, "worker.max_running=1"]);
+    let gate = gate(worker.home.path());
+    place.publish("c", text("c", &[&format!("wait-for {}", gate.display())])).await;
+    place.heard("c", &[EventKind::Running]).await;
+    let other = worker.home.path().join("other.json");
+    std::fs::write(&other, text("c", &["complete"])).unwrap();
+    let uri = place.vhost.uri();
+    let submitting =
+        tokio::spawn(async move { call(&uri, &[], &["submit", other.to_str().unwrap(), "--wait"]).await });
+    // It waits behind the first, which ends while its publisher listens.
+    place.queue_has("spark.jobs", 2).await;
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(place.end_of("c").await.kind(), Some(EventKind::Completed));
+    let called = submitting.await.unwrap();
+    assert_eq!(called.code, Some(2), "{called:?}");
+    assert!(called.out.contains("conflict: the id belongs to a job with another body"), "{called:?}");
+}
+
+#[tokio::test]
 async fn submit_ends_at_a_conflict_about_its_own_job_and_watch_goes_on() {
     let mut place = Vhost::ready(&DELAYS).await;
     let uri = place.vhost.uri();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use spark_runtime_protocol::answer::answered;
 use spark_runtime_protocol::connect::Endpoint;
 use spark_runtime_protocol::topology::{JOBS_EXCHANGE, JOBS_KEY};
 
@@ -59,7 +60,8 @@ impl Canceller {
             let settings: Vec<&str> = this.settings.iter().map(String::as_str).collect();
             crate::program::spark_runtime(&this.uri, &settings, &["cancel", &id])
         });
-        ended.await.is_ok_and(|output| output.status.success())
+        // That the job had ended before is an answer, too.
+        ended.await.is_ok_and(|output| matches!(output.status.code(), Some(0 | HAD_ENDED)))
     }
 }
 
@@ -96,6 +98,9 @@ impl Press {
         Some(self.jobs.job(number.ok()?))
     }
 }
+
+/// The exit code of `cancel` when the job's end was another one.
+const HAD_ENDED: i32 = 4;
 
 /// One publisher.
 pub struct Publisher {
@@ -223,8 +228,8 @@ impl Publisher {
     async fn channel(&mut self) -> Option<Channel> {
         if self.line.is_none() {
             let connection = self.endpoint.connect("chaos publisher").await.ok()?;
-            let channel = connection.create_channel().await.ok()?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await.ok()?;
+            let channel = answered(connection.create_channel()).await.ok()?;
+            answered(channel.confirm_select(ConfirmSelectOptions::default())).await.ok()?;
             self.line = Some((connection, channel));
         }
         self.line.as_ref().map(|(_, channel)| channel.clone())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
-use spark_runtime_protocol::event::TraceContext;
+use spark_runtime_protocol::event::{Digests, TraceContext};
 use spark_runtime_protocol::{Event, EventKind, Job, JobId};
 
 use super::render::{Progress, exit_of, faults, outcome};
@@ -59,6 +59,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         job_type: Some(job.job_type()),
         attempt: 1,
         failures: 0,
+        digest: Digests::of(&text),
         existing: outputs::existing(&job),
         worker,
         correlation_id: None,

@@ -143,6 +143,11 @@ async fn wait(args: &Args, settings: Settings, submission: Submission) -> Result
                 return Ok(Exit::Interrupted);
             }
         };
+        let is_conflict = event.data.digests.is_some();
+        if !is_conflict && event.data.digest.as_ref().is_some_and(|of| *of != digest) {
+            // Somebody else's job under the same id. That ours is refused for it is told by a conflict.
+            continue;
+        }
         if args.json {
             output::json(&event)?;
         } else {

@@ -56,11 +56,13 @@ impl Reader {
     /// Reads a delivery. Blocks while it parses.
     #[must_use]
     pub fn read(&self, message: &Message) -> Candidate {
+        let digest = Digest::of(&message.body);
         let mut claim = Claim {
             job: JobId::stand_in(&message.body),
             job_type: None,
             attempt: 0,
             failures: 0,
+            digest: digest.to_string(),
             existing: Vec::new(),
             worker: self.worker.clone(),
             correlation_id: message.correlation_id(),
@@ -68,7 +70,6 @@ impl Reader {
             taken: Timestamp::now(),
             unfit_for: message.unfit_for(),
         };
-        let digest = Digest::of(&message.body);
         if message.body.len() as u64 > self.max_size {
             if let Some(id) = message.message_id().and_then(|id| JobId::new(id).ok()) {
                 claim.job = id;

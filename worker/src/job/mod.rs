@@ -91,6 +91,8 @@ pub struct Claim {
     pub attempt: u32,
     /// How many of the earlier attempts failed or were lost.
     pub failures: u32,
+    /// The digest of its body, for the events.
+    pub digest: String,
     /// Which of the job's outputs, by their index, were there before its first attempt.
     pub existing: Vec<u16>,
     /// The worker.
@@ -110,6 +112,7 @@ impl Claim {
     pub fn event(&self, kind: EventKind, fill: impl FnOnce(&mut EventData)) -> Event {
         let mut data = EventData::new(kind, &self.job, self.job_type, self.attempt, &self.worker);
         data.correlation_id.clone_from(&self.correlation_id);
+        data.digest = Some(self.digest.clone());
         fill(&mut data);
         Event::new(kind, &self.worker, &self.trace, data)
     }
