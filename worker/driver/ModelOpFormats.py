@@ -673,8 +673,10 @@ READERS = {
 # --- Pieces of files -------------------------------------------------------------------------------------------------
 
 
-def pieces_of(path, format_name, size):
-    """``path`` in pieces of about ``size`` bytes, in order. Raises InputFault and ContractFault.
+def pieces_of(path, format_name, size_from):
+    """``path`` in pieces, in order. Raises InputFault and ContractFault.
+
+    ``size_from`` gives about how many bytes the piece that begins at a byte of the file is to have.
 
     The pieces of a CSV file rest on a guess, which is right for every file whose quotes are well-formed: that a line
     ends a record when an even number of quotes stands before it. Whoever reads a piece finds out: see SplitFault. As
@@ -685,9 +687,9 @@ def pieces_of(path, format_name, size):
         length = os.stat(path).st_size
         if (format_name in TEXT_FORMATS and compression_of(path)) or format_name == WAITING:
             return [Piece(path)]
-        if length <= size and format_name != "parquet":
+        if length <= size_from(0) and format_name != "parquet":
             return [Piece(path)]
-        return PIECES[format_name](path, length, size)
+        return PIECES[format_name](path, length, size_from)
     except OSError as error:
         raise InputFault("cannot be read: {}".format(why(error)))
 
@@ -697,12 +699,15 @@ def pieces_between(path, places, **known):
     return [Piece(path, start, end, **known) for start, end in zip(places, places[1:])]
 
 
-def pieces_of_jsonl(path, length, size):
+def pieces_of_jsonl(path, length, size_from):
     places = [0]
     with open(path, "rb") as file:
-        while places[-1] + size < length:
-            file.seek(places[-1] + size)
-            place = file.tell() + skip_line(file)
+        while True:
+            place = places[-1] + size_from(places[-1])
+            if place >= length:
+                break
+            file.seek(place)
+            place += skip_line(file)
             if place >= length:
                 break
             places.append(place)
@@ -719,11 +724,12 @@ def skip_line(file):
             return count
 
 
-def pieces_of_csv(path, length, size):
+def pieces_of_csv(path, length, size_from):
     first = next(read_header(path), None)
     if first is None:
         return [Piece(path)]
     places = [0]
+    wanted = size_from(0)
     quotes = 0
     place = 0
     with open(path, "rb") as file:
@@ -731,11 +737,12 @@ def pieces_of_csv(path, length, size):
             block = file.read(SCAN_BYTES)
             if not block:
                 break
-            while place + len(block) >= places[-1] + size:
-                found = end_of_record(block, max(0, places[-1] + size - place), quotes)
+            while place + len(block) >= wanted:
+                found = end_of_record(block, max(0, wanted - place), quotes)
                 if not found or place + found >= length:
                     break
                 places.append(place + found)
+                wanted = places[-1] + size_from(places[-1])
             quotes += block.count(b'"')
             place += len(block)
     pieces = pieces_between(path, places + [length])
@@ -774,18 +781,20 @@ def read_header(path):
         return
 
 
-def pieces_of_json(path, length, size):
+def pieces_of_json(path, length, size_from):
     """A JSON file has no marks: it is parsed to find where its values begin. A byte is taken for a character there."""
     with open(path, "rb") as file:
         before = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
         file.seek(before)
         values = JsonValues(lambda count: file.read(count).decode("latin-1"))
         places = []
+        wanted = 0
         try:
             for _ in values:
                 place = before + values.position
-                if not places or place >= places[-1] + size:
+                if place >= wanted:
                     places.append(place)
+                    wanted = place + size_from(place)
         except InputFault:
             # Whoever reads the file comes to it in its turn, and can say at which record.
             return [Piece(path)]
@@ -796,13 +805,15 @@ def pieces_of_json(path, length, size):
     return pieces + [Piece(path, places[-1], length, in_array=values.in_array)]
 
 
-def pieces_of_avro(path, length, size):
+def pieces_of_avro(path, length, size_from):
     file = open_avro(path)
     try:
         places = [file.tell()]
+        wanted = places[0] + size_from(places[0])
         for _, end in file.blocks(with_data=False):
-            if end >= places[-1] + size or end >= length:
+            if end >= wanted or end >= length:
                 places.append(end)
+                wanted = end + size_from(end)
     except avro.Fault:
         # Whoever reads the file comes to it in its turn, and can say at which record.
         return [Piece(path)]
@@ -811,7 +822,7 @@ def pieces_of_avro(path, length, size):
     return pieces_between(path, places) if len(places) > 2 else [Piece(path)]
 
 
-def pieces_of_parquet(path, length, size):
+def pieces_of_parquet(path, length, size_from):
     file = parquet_file(path)
     try:
         groups = range(file.metadata.num_row_groups)
@@ -819,13 +830,13 @@ def pieces_of_parquet(path, length, size):
     finally:
         file.close()
     pieces = []
-    taken = size
+    place = wanted = 0
     for group in groups:
-        if taken >= size:
+        if place >= wanted:
             pieces.append(Piece(path, groups=[]))
-            taken = 0
+            wanted = place + size_from(place)
         pieces[-1].groups.append(group)
-        taken += sizes[group]
+        place += sizes[group]
     return pieces
 
 

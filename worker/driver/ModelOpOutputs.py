@@ -74,10 +74,33 @@ class JsonForm(json.JSONEncoder):
 _encode = JsonForm(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
+def _chunks_of():
+    """What gives the JSON of a dict in chunks.
+
+    The method of the encoder makes one of these for each value, which takes longer than the writing of a small one.
+    """
+    form = JsonForm(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        make, quote = json.encoder.c_make_encoder, json.encoder.encode_basestring
+        # Without a memory of where it is: what contains itself is nested too deep.
+        chunks = make(None, form.default, quote, None, ":", ",", False, False, False)
+        probe = {"a": ["\u00e9\"", 1.5, None, True, {}]}
+        if "".join(chunks(probe, 0)) == form.encode(probe):
+            return chunks
+    except (AttributeError, TypeError):
+        # It is no public part of Python's, and may be missing or have changed.
+        pass
+    return lambda value, depth: (form.encode(value),)
+
+
+_chunks = _chunks_of()
+_join = "".join
+
+
 def json_text(record):
     """The JSON of an output record; raises ContractFault."""
     try:
-        return _encode(record)
+        return _join(_chunks(record, 0))
     except (TypeError, ValueError, RecursionError):
         pass
     # NaN, a number of numpy's or something else that JSON does not know.

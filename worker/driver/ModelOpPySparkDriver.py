@@ -1131,8 +1131,14 @@ def stop_spark():
     """Stops the SparkContext that the model left active, if it used pyspark at all."""
     spark = sys.modules.get("pyspark")
     context = getattr(getattr(spark, "SparkContext", None), "_active_spark_context", None)
-    if context is not None:
+    if context is None:
+        return
+    java = getattr(context, "_jsc", None)
+    if java is None:
         context.stop()
+    else:
+        # Its own method then waits half a second for a server in this process, which is about to end.
+        java.stop()
 
 
 def write_log(text):

@@ -36,7 +36,8 @@ with driver.without_model_folders():
 ContractFault = driver.ContractFault
 RecordFault = driver.RecordFault
 
-PIECES_PER_CORE = 8
+SHARES_PER_CORE = 3
+SMALLEST_SHARE = 64
 MIN_PIECE = 4 * 1024
 MAX_PIECE = 32 * 1024 * 1024
 MAX_REMOTE_PIECE = 8 * 1024 * 1024
@@ -227,6 +228,26 @@ def only_bytes(things):
 # --- In the driver ---------------------------------------------------------------------------------------------------
 
 
+class PieceSizes:
+    """How big pieces are to be: a share of what is left of all the input, so that few are enough and the workers still come
+    to its end at about the same time.
+
+    ``before`` is how many bytes the files before the one that is cut have.
+    """
+
+    def __init__(self, total, cores, most):
+        self._total = total
+        self._shares = SHARES_PER_CORE * cores
+        self._least = min(max(total // (SMALLEST_SHARE * cores), MIN_PIECE), most)
+        self._most = most
+        self.before = 0
+
+    def size_from(self, place):
+        """The size of the piece that begins at the byte ``place`` of its file."""
+        left = self._total - self.before - place
+        return min(max(left // self._shares, self._least), self._most)
+
+
 class Cluster:
     """Spark, as the driver of a record model's job uses it. It is not started before it is needed."""
 
@@ -306,16 +327,17 @@ class Cluster:
         files = [[self._plain(one, path) for path in paths] for one, paths in zip(inputs, files)]
         total = sum(os.stat(path).st_size for paths in files for path in paths)
         most = MAX_REMOTE_PIECE if self.is_remote else MAX_PIECE
-        size = min(max(total // (self.context.defaultParallelism * PIECES_PER_CORE), MIN_PIECE), most)
+        sizes = PieceSizes(total, self.context.defaultParallelism, most)
         tasks = []
         for place, (one, paths) in enumerate(zip(inputs, files)):
             for path in paths:
                 try:
                     pieces = [formats.Piece(path)]
                     if not whole:
-                        pieces = formats.pieces_of(path, records.file_format(one, path), size)
+                        pieces = formats.pieces_of(path, records.file_format(one, path), sizes.size_from)
                 except formats.InputFault as fault:
                     raise records.read_fault(one, fault)
+                sizes.before += os.stat(path).st_size
                 tasks.extend((place, piece) for piece in pieces)
         return tasks
 

@@ -665,15 +665,26 @@ impl Contract {
         Ok(())
     }
 
-    fn needs_no_session(&self, below: u64) -> bool {
+    /// Whether the Java side of a session on this machine only starts Python processes and waits for them.
+    #[must_use]
+    pub fn leaves_java_idle(&self) -> bool {
+        self.job_type == JobType::Score && self.is_for_python_alone()
+    }
+
+    /// Whether Python can read and write all of it without Spark.
+    fn is_for_python_alone(&self) -> bool {
         let places =
             self.inputs.iter().map(|input| &input.place).chain(self.outputs.iter().map(|o| &o.place));
         if places.into_iter().any(|place| *place == Place::Elsewhere) {
             return false;
         }
         // Python alone has nothing that reads Parquet; Spark has.
-        let formats = self.inputs.iter().map(|i| i.format).chain(self.outputs.iter().map(|o| o.format));
-        if formats.into_iter().any(|format| format == Format::Parquet) {
+        let mut formats = self.inputs.iter().map(|i| i.format).chain(self.outputs.iter().map(|o| o.format));
+        !formats.any(|format| format == Format::Parquet)
+    }
+
+    fn needs_no_session(&self, below: u64) -> bool {
+        if !self.is_for_python_alone() {
             return false;
         }
         match self.job_type {
@@ -981,6 +992,15 @@ mod tests {
             let elsewhere = json!({"/jobType": job_type, "/inputData/0/fileUrl": "s3a://b/x.csv"});
             assert_eq!(way(0, elsewhere, None), Way::Spark);
         }
+    }
+
+    #[test]
+    fn java_is_idle_where_python_reads_and_writes_all_of_it() {
+        let idle = |more: Value| contract(more, "").leaves_java_idle();
+        assert!(idle(json!({})));
+        assert!(!idle(json!({"/inputData/0/fileUrl": "s3a://b/x.csv"})));
+        assert!(!idle(json!({"/outputData/0/filename": "o.parquet"})));
+        assert!(!idle(json!({"/jobType": "MODEL_BATCH_TEST_JOB"})));
     }
 
     #[test]

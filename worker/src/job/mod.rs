@@ -365,11 +365,10 @@ async fn run_phases(
     context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
     let submitting = Instant::now();
     let way = plan.way();
-    let mut submitted =
-        match submit::submit(context, &staged, plan.command_line.clone(), way, &runtime, stop).await {
-            Ok(submitted) => submitted,
-            Err(end) => return end,
-        };
+    let mut submitted = match submit::submit(context, &staged, &plan, &runtime, stop).await {
+        Ok(submitted) => submitted,
+        Err(end) => return end,
+    };
     crash_point("after-spawn");
     let application_id = submitted.application.id().map(str::to_owned);
     context.announce.announce(

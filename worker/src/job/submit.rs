@@ -9,10 +9,11 @@
 use spark_runtime_protocol::event::{Failure, FailureClass, Way};
 use tokio::sync::SemaphorePermit;
 
+use super::check::Plan;
+use super::contract::Contract;
 use super::stage::Staged;
 use super::{Context, End, Stop, StopReason};
 use crate::runtimes::Runtime;
-use crate::spark::argv::CommandLine;
 use crate::spark::guard::LaunchError;
 use crate::spark::{Application, Submission, SubmitError};
 
@@ -31,11 +32,11 @@ pub struct Submitted<'a> {
 pub async fn submit<'a>(
     context: &'a Context,
     staged: &Staged,
-    command_line: CommandLine,
-    way: Way,
+    plan: &Plan,
     runtime: &Runtime,
     stop: &mut Stop,
 ) -> Result<Submitted<'a>, End> {
+    let way = plan.way();
     let permit = match way {
         Way::Process => None,
         Way::Spark => tokio::select! {
@@ -55,7 +56,8 @@ pub async fn submit<'a>(
         directory: staged.directory.clone(),
         working_directory: staged.working_directory.clone(),
         modules: staged.modules.clone(),
-        command_line,
+        command_line: plan.command_line.clone(),
+        leaves_java_idle: plan.contract().is_some_and(Contract::leaves_java_idle),
         runtime: runtime.spark.clone(),
         way,
         not_after,

@@ -13,10 +13,28 @@ use std::path::Path;
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
+use super::installation::Environment;
 use super::policy::{Master, Policy, Setting};
 
 /// The property of `--py-files`.
 const PY_FILES: &str = "spark.submit.pyFiles";
+
+/// What a session gets whose Java side only starts Python processes and waits for them, where nobody says otherwise.
+///
+/// Half of the time that such a session takes to start goes into a web page that nobody looks at and into making code
+/// fast that runs once. Socket files are not held up for 40 ms by what TCP does about small packets, for each task.
+const FOR_IDLE_JAVA: [(&str, &str); 3] = [
+    ("spark.ui.enabled", "false"),
+    ("spark.python.unix.domain.socket.enabled", "true"),
+    (DEFAULT_JAVA_OPTIONS, "-XX:+IgnoreUnrecognizedVMOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"),
+];
+/// Options of the driver's JVM that stand before those of a job.
+const DEFAULT_JAVA_OPTIONS: &str = "spark.driver.defaultJavaOptions";
+/// Options of the driver's JVM. A JVM that is told two collectors does not start.
+const JAVA_OPTIONS: &str = "spark.driver.extraJavaOptions";
+/// Where a JVM finds options besides.
+const JAVA_VARIABLES: [&str; 4] =
+    ["SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"];
 
 /// What spark-submit is told, the program that it runs left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +149,27 @@ impl CommandLine {
             }
         }
         arguments
+    }
+
+    /// The properties with which the Java side of a session starts fast that has nothing to do but start Python processes.
+    /// What the job, the policy, the text of a `spark-defaults.conf` or the environment says about the same counts.
+    #[must_use]
+    pub fn for_idle_java(
+        &self,
+        defaults: &str,
+        environment: &Environment,
+    ) -> Vec<(&'static str, &'static str)> {
+        let said = |name: &str| {
+            let by_default = |line: &str| {
+                let end = line.find(|c: char| c.is_whitespace() || c == '=' || c == ':');
+                line.get(..end.unwrap_or(line.len())) == Some(name)
+            };
+            self.sets(name) || defaults.lines().any(|line| by_default(line.trim_start()))
+        };
+        let java_is_told =
+            said(JAVA_OPTIONS) || JAVA_VARIABLES.iter().any(|name| environment.get(name).is_some());
+        let counts = |name: &str| !said(name) && !(name == DEFAULT_JAVA_OPTIONS && java_is_told);
+        FOR_IDLE_JAVA.into_iter().filter(|(name, _)| counts(name)).collect()
     }
 
     /// The properties that hold secrets.
@@ -251,6 +290,25 @@ mod tests {
         let arguments = line.arguments(Some(Path::new("/a b/modules.zip")));
         assert_eq!(arguments[..2], ["--py-files", "/a b/modules.zip,hdfs:///x.py"]);
         assert!(!arguments[2..].iter().any(|argument| argument == "--py-files"));
+    }
+
+    #[test]
+    fn a_session_whose_java_is_idle_starts_fast_unless_somebody_says_otherwise() {
+        let names = |conf: serde_json::Value, defaults: &str, variable: Option<&str>| {
+            let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local").unwrap();
+            let mut environment = Environment::default();
+            if let Some(variable) = variable {
+                environment.set(variable, "-XX:+UseG1GC");
+            }
+            line.for_idle_java(defaults, &environment).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let [page, sockets, java] = FOR_IDLE_JAVA.map(|(name, _)| name);
+        assert_eq!(names(json!({}), "# spark.ui.enabled true\n", None), [page, sockets, java]);
+        assert_eq!(names(json!({"spark.ui.enabled": "true"}), "", None), [sockets, java]);
+        assert_eq!(names(json!({}), "a 1\n spark.ui.enabled=true\n", None), [sockets, java]);
+        assert_eq!(names(json!({JAVA_OPTIONS: "-XX:+UseG1GC"}), "", None), [page, sockets]);
+        assert_eq!(names(json!({}), &format!("{JAVA_OPTIONS}\t-Xss4m"), None), [page, sockets]);
+        assert_eq!(names(json!({}), "", Some("JAVA_TOOL_OPTIONS")), [page, sockets]);
     }
 
     #[test]

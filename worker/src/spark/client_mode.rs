@@ -207,12 +207,17 @@ fn spark_arguments(
         property.push(python);
         arguments.extend(["--conf".into(), property]);
     }
+    let defaults = installation
+        .defaults(environment)
+        .map_err(|source| SubmitError::Directory { what: "spark-defaults.conf", source })?;
+    if submission.leaves_java_idle && submission.command_line.master() == Master::Local {
+        for (name, value) in submission.command_line.for_idle_java(&defaults, environment) {
+            arguments.extend(["--conf".into(), format!("{name}={value}").into()]);
+        }
+    }
     let secrets = submission.command_line.secrets();
     if !secrets.is_empty() {
         let path = submission.directory.join(PROPERTIES);
-        let defaults = installation
-            .defaults(environment)
-            .map_err(|source| SubmitError::Directory { what: "spark-defaults.conf", source })?;
         write_secret(&path, &properties_file(&defaults, &secrets))
             .map_err(|source| SubmitError::Directory { what: "the properties file", source })?;
         arguments.push("--properties-file".into());

@@ -61,6 +61,8 @@ pub struct Submission {
     pub modules: Option<PathBuf>,
     /// What spark-submit is told.
     pub command_line: CommandLine,
+    /// Java only starts Python processes and waits for them, so that it may be started with little.
+    pub leaves_java_idle: bool,
     /// The settings of the runtime that was chosen for it, when it is not that of the worker's settings.
     pub runtime: Option<SparkSettings>,
     /// Whether spark-submit is started at all.
