@@ -23,13 +23,14 @@ pub const MODEL_JOB: &str = "model_job.json";
 /// What is read, written and checked for a record model.
 pub const MODEL_CONTRACT: &str = "model_contract.json";
 /// The parts of the driver that read, check, score and write records.
-pub const RECORD_PARTS: [&str; 6] = [
+pub const RECORD_PARTS: [&str; 7] = [
     "ModelOpAvro.py",
     "ModelOpFormats.py",
     "ModelOpOutputs.py",
     "ModelOpRecords.py",
     "ModelOpSchemas.py",
     "ModelOpSpark.py",
+    "ModelOpWorkers.py",
 ];
 /// The folder in the working directory whose files a training job leaves.
 pub const OUTPUT_FOLDER: &str = "outputDir";

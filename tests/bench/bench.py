@@ -7,6 +7,12 @@
     staging      memory of `spark-runtime run` with a FILE asset of 100 MB
     log          memory of a worker and its guard over a job that prints 50 MB
     upload       memory of a worker over a training job that leaves 1 GB in outputDir, for a folder and for S3
+    ledger       the start of a worker that finds a million records in the ledger
+    records      records per second of a function that takes 200 us, on two cores against one plain process
+    contract     what a record costs on top of a plain loop, without and with a schema
+    small        wall time of `spark-runtime run` with 1000 records over plain Python
+    large        memory of driver and workers together over an input of 2 GB
+    runtimes     what it takes to choose among 20 runtimes that are known
 
 What is compared is measured in alternating rounds; the rows give medians. The publisher and the subscriber are the same
 for both systems: this process, with pika. It does not wait for the broker's confirmations, which would measure how fast
@@ -32,6 +38,7 @@ import uuid
 from pathlib import Path
 
 import pika
+from records import RecordMeasurements
 
 HERE = Path(__file__).resolve().parent
 MB = 1_000_000
@@ -338,7 +345,9 @@ class Table:
         self._row(what, ours, other, figure, bound, "ok" if is_kept else "MISSED")
 
 
-class Bench:
+class Bench(RecordMeasurements):
+    job = staticmethod(job)
+
     def __init__(self, options, folder, table):
         self.options = options
         self.folder = folder
@@ -574,6 +583,42 @@ class Bench:
             more <= 64 * MB,
         )
 
+    # ---- choosing
+
+    def runtimes(self):
+        """Jobs that the last of 20 runtimes fits against jobs that require nothing, through a worker."""
+        count = 20
+        lines = []
+        for number in range(1, count):
+            # What is installed in it makes the difference; its Python is that of Spark.
+            environment = self.folder / f"runtime-{number}"
+            subprocess.run([self.options.spark_python, "-m", "venv", "--without-pip", environment], check=True)
+            (packages,) = environment.glob("lib/python3*/site-packages")
+            package = packages / f"only_here_{number}-1.0.dist-info"
+            package.mkdir()
+            (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: only-here-{number}\nVersion: 1.0\n")
+            lines.append(f'[[runtime]]\nname = "r{number}"\npython = "{environment}"\n')
+        listed = self.folder / "runtimes.toml"
+        listed.write_text("".join(lines))
+        wanted = base64.b64encode(f"only-here-{count - 1}==1.0\n".encode()).decode()
+        requires = {"name": "requirements.txt", "assetType": "FILE", "assetRole": "REQUIRED_LIBRARIES"}
+        requires.update(filename="requirements.txt", fileContent=wanted)
+        settings = {"RUNTIMES__FILE": listed, "SPARK__PYTHON": self.options.spark_python, "WORKER__MAX_RUNNING": 1}
+        with self.worker(self.fake_spark(), settings):
+            listener = Listener(self.broker, "spark.results")
+            other = dict(requires, assetRole="SOMETHING_ELSE")
+            choosing = Ours(self.broker, listener, lambda: fake_job("complete", assets=[requires]))
+            plain = Ours(self.broker, listener, lambda: fake_job("complete", assets=[other]))
+            choosing.one_by_one(3)
+            plain.one_by_one(3)
+            rounds = 10 * self.options.rounds
+            pairs = [(choosing.one_by_one(1)[0], plain.one_by_one(1)[0]) for _ in range(rounds)]
+            for part in (choosing, plain, listener):
+                part.close()
+        more = statistics.median(mine - theirs for mine, theirs in pairs) * 1000
+        ours, theirs = (statistics.median(column) * 1000 for column in zip(*pairs))
+        self.table.add(f"publish to end, choosing among {count} runtimes", f"{ours:.1f} ms", f"{theirs:.1f} ms", f"{more:+.2f} ms", "+5 ms", more <= 5)
+
     @contextlib.contextmanager
     def s3(self):
         """A real S3 server with a folder of its own."""
@@ -644,6 +689,7 @@ class Bench:
 
 
 MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "ledger"]
+MEASUREMENTS += ["records", "contract", "small", "large", "runtimes"]
 
 
 def arguments():

@@ -144,6 +144,7 @@ DRIVER_MODULES = (
     "ModelOpAvro",
     "ModelOpOutputs",
     "ModelOpSpark",
+    "ModelOpWorkers",
 )
 DRIVER_FILES = tuple(name + ".py" for name in DRIVER_MODULES)
 ASSET_LISTS = ("job_input", "job_output", "job_model_assets_input")
@@ -1189,6 +1190,36 @@ def report_socket(arguments):
     return None
 
 
+class UnpackedSpark:
+    """Finds the package pyspark in a folder, where its modules lie compiled, and nothing else.
+
+    spark-submit puts an archive of the same package in front of Python's path, and of that every process would compile
+    all modules anew, which takes most of a second.
+    """
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def find_spec(self, name, path=None, target=None):
+        """What Python's import asks for."""
+        if name != "pyspark":
+            return None
+        source = os.path.join(self._folder, "__init__.py")
+        return importlib.util.spec_from_file_location(name, source, submodule_search_locations=[self._folder])
+
+
+def prefer_unpacked_spark():
+    """Lets imports of pyspark find what the archive of the same Spark installation was packed of."""
+    home = os.environ.get("SPARK_HOME")
+    if not home or os.path.join(home, "python", "lib", "pyspark.zip") not in sys.path:
+        return
+    # As it is installed by pip, the installation lies in the package.
+    for folder in (os.path.join(home, "python", "pyspark"), home):
+        if os.path.basename(folder) == "pyspark" and os.path.isfile(os.path.join(folder, "__init__.py")):
+            sys.meta_path.insert(0, UnpackedSpark(folder))
+            return
+
+
 def prepare_for_model(job):
     """Makes the process look as the model expects: its own folder first on the search path, no arguments."""
     sys.path[:] = [job.folder] + [entry for entry in sys.path if entry != job.folder]
@@ -1226,6 +1257,7 @@ def main():
         hello = {"message": "hello", "protocol": PROTOCOL, "pid": _getpid(), "python": version}
         reporter.tell(report_line(hello))
         job = Job(folder)
+        prefer_unpacked_spark()
         records = records_module(job)
         prepare_for_model(job)
         reporter.tell(report_line({"message": "running", "function": job.function}))

@@ -583,6 +583,59 @@ class Json(RecordsTest):
             self.assertIn("at record 1", ended.end["exception"]["message"])
 
 
+class Pieces(RecordsTest):
+    """What the driver's parts give when they are asked as modules."""
+
+    def ask(self, source):
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", textwrap.dedent(source)],
+            cwd=self.folder,
+            env=dict(self.environment, PYTHONPATH=HERE),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return json.loads(done.stdout.decode())
+
+    def test_pieces_are_whole_lines_in_order_and_smaller_towards_the_end(self):
+        for ending, header in (("jsonl", ""), ("csv", "n,text\n")):
+            rows = "".join('{{"n": {0}}}\n'.format(n) if ending == "jsonl" else "{0},x\n".format(n) for n in range(90000))
+            for name in ("a." + ending, "b." + ending):
+                self.write(name, header + rows)
+            cuts = self.ask(
+                """
+                import json, os, ModelOpFormats, ModelOpSpark
+                names = ["a.{0}", "b.{0}"]
+                sizes = ModelOpSpark.PieceSizes(sum(os.stat(name).st_size for name in names), 2, 1 << 30)
+                cuts = []
+                for name in names:
+                    pieces = ModelOpFormats.pieces_of(name, "{0}", sizes.size_from)
+                    sizes.before += os.stat(name).st_size
+                    cuts.append([(piece.start, piece.end) for piece in pieces])
+                print(json.dumps(cuts))
+                """.format(ending)
+            )
+            both = [end - start for pieces in cuts for start, end in pieces]
+            data = self.bytes_of("a." + ending)
+            for pieces in cuts:
+                self.assertEqual([start for start, _ in pieces], [0] + [end for _, end in pieces[:-1]])
+                self.assertEqual(pieces[-1][1], len(data))
+                self.assertTrue(all(data[end - 1 : end] == b"\n" for _, end in pieces))
+            self.assertGreater(both[0], 0.15 * sum(both))
+            self.assertLess(both[-1], 0.02 * sum(both))
+            self.assertLess(len(both), 50)
+
+    def test_the_json_of_records_is_that_of_pythons_own_encoder(self):
+        told = self.ask(
+            """
+            import json, ModelOpOutputs
+            records = [{}, {"a": [1, -2.5, 1e300, None, True, "\u20ac \\" \\n \u2028", {"b": []}]}, {1: 2, None: 3, 1.5: 4}]
+            same = [ModelOpOutputs.json_text(one) == json.dumps(one, ensure_ascii=False, separators=(",", ":")) for one in records]
+            print(json.dumps(same))
+            """
+        )
+        self.assertEqual(told, [True] * 3)
+
+
 class Files(RecordsTest):
     def test_text_may_be_compressed_as_its_ending_says(self):
         text = lines(*({"n": n} for n in range(1000)))

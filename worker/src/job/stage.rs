@@ -44,6 +44,7 @@ const RECORD_PROGRAMS: [&str; RECORD_PARTS.len()] = [
     include_str!("../../driver/ModelOpRecords.py"),
     include_str!("../../driver/ModelOpSchemas.py"),
     include_str!("../../driver/ModelOpSpark.py"),
+    include_str!("../../driver/ModelOpWorkers.py"),
 ];
 
 /// The directory of one attempt.

@@ -22,10 +22,11 @@ const PY_FILES: &str = "spark.submit.pyFiles";
 /// What a session gets whose Java side only starts Python processes and waits for them, where nobody says otherwise.
 ///
 /// Half of the time that such a session takes to start goes into a web page that nobody looks at and into making code
-/// fast that runs once. Socket files are not held up for 40 ms by what TCP does about small packets, for each task.
-const FOR_IDLE_JAVA: [(&str, &str); 3] = [
+/// fast that runs once. Its Python workers come from a process that has loaded what they need. Socket files are not held up for 40 ms by what TCP does about small packets, for each task.
+const FOR_IDLE_JAVA: [(&str, &str); 4] = [
     ("spark.ui.enabled", "false"),
     ("spark.python.unix.domain.socket.enabled", "true"),
+    ("spark.python.daemon.module", "ModelOpWorkers"),
     (DEFAULT_JAVA_OPTIONS, "-XX:+IgnoreUnrecognizedVMOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"),
 ];
 /// Options of the driver's JVM that stand before those of a job.
@@ -302,13 +303,13 @@ mod tests {
             }
             line.for_idle_java(defaults, &environment).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
         };
-        let [page, sockets, java] = FOR_IDLE_JAVA.map(|(name, _)| name);
-        assert_eq!(names(json!({}), "# spark.ui.enabled true\n", None), [page, sockets, java]);
-        assert_eq!(names(json!({"spark.ui.enabled": "true"}), "", None), [sockets, java]);
-        assert_eq!(names(json!({}), "a 1\n spark.ui.enabled=true\n", None), [sockets, java]);
-        assert_eq!(names(json!({JAVA_OPTIONS: "-XX:+UseG1GC"}), "", None), [page, sockets]);
-        assert_eq!(names(json!({}), &format!("{JAVA_OPTIONS}\t-Xss4m"), None), [page, sockets]);
-        assert_eq!(names(json!({}), "", Some("JAVA_TOOL_OPTIONS")), [page, sockets]);
+        let [page, sockets, workers, java] = FOR_IDLE_JAVA.map(|(name, _)| name);
+        assert_eq!(names(json!({}), "# spark.ui.enabled true\n", None), [page, sockets, workers, java]);
+        assert_eq!(names(json!({"spark.ui.enabled": "true"}), "", None), [sockets, workers, java]);
+        assert_eq!(names(json!({}), "a 1\n spark.ui.enabled=true\n", None), [sockets, workers, java]);
+        assert_eq!(names(json!({JAVA_OPTIONS: "-XX:+UseG1GC"}), "", None), [page, sockets, workers]);
+        assert_eq!(names(json!({}), &format!("{JAVA_OPTIONS}\t-Xss4m"), None), [page, sockets, workers]);
+        assert_eq!(names(json!({}), "", Some("JAVA_TOOL_OPTIONS")), [page, sockets, workers]);
     }
 
     #[test]
