@@ -288,7 +288,7 @@ async fn a_record_model_sees_none_of_the_workers_settings_and_all_of_its_files()
 /// What needs the real Spark.
 mod spark {
     use super::*;
-    use crate::spark::{Parts, Standalone};
+    use crate::spark::{Parts, Standalone, may_hide_folders};
 
     #[tokio::test]
     async fn a_training_function_finds_the_folder_of_what_it_leaves() {
@@ -362,5 +362,78 @@ mod spark {
         assert_eq!(end.data.records.as_ref().unwrap().way, Way::Spark);
         let scored = written(&end);
         assert_eq!((scored.len(), &scored[49]), (50, &json!({"n": 98, "note": "noted"})));
+    }
+
+    #[tokio::test]
+    async fn executors_that_see_nothing_of_this_machine_get_the_environment_and_all_attachments() {
+        if !may_hide_folders() {
+            eprintln!(
+                "skipped: this user may not mount anything, so no executor can be kept from the job's files"
+            );
+            return;
+        }
+        let parts = Parts::take().await;
+        let place = tempfile::tempdir().unwrap();
+        let [jobs, environments] = ["jobs", "environments"].map(|name| place.path().join(name));
+        for folder in [&jobs, &environments] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        // An environment that the executors cannot have; its Python is at the same path for both.
+        let environment = environments.join("own");
+        let made = std::process::Command::new(parts.python())
+            .args(["-m", "venv", "--without-pip"])
+            .arg(&environment)
+            .status();
+        assert!(made.unwrap().success());
+        let versions = std::fs::read_dir(environment.join("lib")).unwrap();
+        let packages = versions.flatten().next().unwrap().path().join("site-packages");
+        std::fs::write(packages.join("only_there.py"), "WORD = 'sent along'\n").unwrap();
+        let external = environments.join("offset.txt");
+        std::fs::write(&external, "100").unwrap();
+        let cluster = Standalone::start_elsewhere(&parts, &[&jobs, &environments]).await;
+
+        let source = "import os, sys, only_there, pkg.helper\nseen = {}\ndef init(job):\n    seen.update(note=open('data/note.txt').read(), factor=int(open('weights/factor.txt').read()), offset=int(open('offset.txt').read()), prefix=sys.prefix)\ndef score(record):\n    yield dict(seen, n=pkg.helper.double(record['n']) * seen['factor'] + seen['offset'], word=only_there.WORD, own=os.path.exists(record['path']))\n";
+        let path = environment.join("pyvenv.cfg");
+        let lines: String =
+            (0..20).map(|n| format!("{}\n", json!({"n": n, "path": path.to_str().unwrap()}))).collect();
+        let mut job = job("elsewhere", source, &lines);
+        assets(&mut job)[0]["initFunction"] = json!("init");
+        assets(&mut job).extend([
+            json!({"name": "n", "assetType": "FILE", "filename": "data/note.txt", "fileContent": "bm90ZWQ="}),
+            json!({"name": "m", "assetType": "FILE", "filename": "model.zip", "fileContent": ARCHIVE}),
+            json!({"name": "e", "assetType": "EXTERNAL_FILE", "fileUrl": external.to_str().unwrap()}),
+            json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/helper.py", "sourceCode": "def double(n):\n    return 2 * n\n"}),
+        ]);
+        assets(&mut job)[3]["filename"] = json!("offset.txt");
+        job["targetEngine"] = json!({"sparkConf": {"--master": cluster.address}});
+        job["jobParameters"] = json!({"--executor-memory": "512MB", "--total-executor-cores": "1"});
+        let mut settings = parts.settings();
+        settings.retain(|setting| !setting.starts_with("spark.python="));
+        settings.extend([
+            "records.process_below=0B".to_owned(),
+            "runtimes.send=always".to_owned(),
+            format!("spark.python={}", environment.join("bin/python").display()),
+            format!("job.directory={}", jobs.display()),
+        ]);
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        for _ in 0..2 {
+            let end = events_of(&job, &settings).await.pop().unwrap();
+            assert_eq!(end.kind(), Some(EventKind::Completed), "{:?}", end.data);
+            let scored = written(&end);
+            assert_eq!(scored.len(), 20);
+            assert_eq!(
+                (&scored[3]["n"], &scored[3]["word"], &scored[3]["note"], &scored[3]["own"]),
+                (&json!(142), &json!("sent along"), &json!("noted"), &json!(false))
+            );
+            let prefix = scored[3]["prefix"].as_str().unwrap();
+            assert!(prefix.ends_with("/spark_runtime_environment"), "{prefix}");
+        }
+        let packed = std::fs::read_dir(jobs.join("runtimes")).unwrap().flatten();
+        assert_eq!(packed.filter(|entry| entry.path().is_dir()).count(), 1, "it is packed once");
+        // Without it there is no such module there.
+        let mut settings = settings.clone();
+        settings.push("runtimes.send=never");
+        let end = events_of(&job, &settings).await.pop().unwrap();
+        assert_ne!(end.kind(), Some(EventKind::Completed));
     }
 }

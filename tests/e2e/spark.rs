@@ -43,6 +43,10 @@ impl Parts {
         }
     }
 
+    pub(crate) fn python(&self) -> &str {
+        &self.python
+    }
+
     pub(crate) fn settings(&self) -> Vec<String> {
         vec![
             RETRY.to_owned(),
@@ -208,10 +212,28 @@ pub(crate) struct Standalone {
 
 impl Standalone {
     pub(crate) async fn start(parts: &Parts) -> Self {
+        Self::start_elsewhere(parts, &[]).await
+    }
+
+    /// One whose worker, and the executors that it starts, see nothing in the folders `hidden`, as on another machine.
+    pub(crate) async fn start_elsewhere(parts: &Parts, hidden: &[&Path]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let start = |name: &str, arguments: &[&str]| {
+        let start = |name: &str, arguments: &[&str], hidden: &[&Path]| {
             let log = std::fs::File::create(folder.path().join(name)).unwrap();
-            Command::new(PathBuf::from(&parts.spark_home).join("bin/spark-class"))
+            let spark_class = PathBuf::from(&parts.spark_home).join("bin/spark-class");
+            let mut command = if hidden.is_empty() {
+                Command::new(spark_class)
+            } else {
+                let mounts: String = hidden
+                    .iter()
+                    .map(|path| format!("mount -t tmpfs none '{}' && ", path.display()))
+                    .collect();
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+                command.arg(format!("{mounts}exec \"$0\" \"$@\"")).arg(spark_class);
+                command
+            };
+            command
                 .args(arguments)
                 .env("SPARK_HOME", &parts.spark_home)
                 .env("SPARK_LOCAL_IP", "127.0.0.1")
@@ -225,17 +247,29 @@ impl Standalone {
                 .unwrap()
         };
         let master_class = "org.apache.spark.deploy.master.Master";
-        let master =
-            start("master.log", &[master_class, "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]);
+        let master = start(
+            "master.log",
+            &[master_class, "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"],
+            &[],
+        );
         let address =
             until("the master's address", async || address(&folder.path().join("master.log"))).await;
         let worker_class = "org.apache.spark.deploy.worker.Worker";
         let options = ["--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1g"];
         let arguments: Vec<&str> =
             [worker_class].into_iter().chain(options).chain([address.as_str()]).collect();
-        let worker = start("worker.log", &arguments);
+        let worker = start("worker.log", &arguments, hidden);
         Self { master, worker, address, _folder: folder }
     }
+}
+
+/// Whether this user may give a process another view of the file system.
+pub(crate) fn may_hide_folders() -> bool {
+    let tried = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"])
+        .stderr(Stdio::null())
+        .status();
+    tried.is_ok_and(|status| status.success())
 }
 
 fn address(log: &Path) -> Option<String> {

@@ -11,8 +11,8 @@ again for the next ones. What a model raises comes back as a value, so that Spar
 The first piece that ends the job, in the order of the input, decides; those behind it stop when they see its mark in
 the folder ``stops``.
 
-On other masters the executors may be elsewhere. They are sent the working directory, the driver's modules and the local
-inputs as files of Spark, and what they write comes back through Spark's own storage on their disks.
+On other masters the executors may be elsewhere. They are sent the working directory with all that the job brought into
+it, the driver's modules and the local inputs as files of Spark, and what they write comes back through Spark's own storage on their disks.
 
 Inputs on another file system are copied here first, and outputs there last, both by Hadoop's own classes. Parquet
 without pyarrow, and databases, are read and written by Spark row by row.
@@ -30,8 +30,8 @@ with driver.without_model_folders():
     import os
     import shutil
     import sys
+    import tarfile
     import tempfile
-    import zipfile
 
 ContractFault = driver.ContractFault
 RecordFault = driver.RecordFault
@@ -199,7 +199,10 @@ def unpacked(archive):
     with open(path + ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.isdir(folder):
-            with zipfile.ZipFile(path) as packed:
+            shutil.rmtree(folder + ".partial", ignore_errors=True)
+            with tarfile.open(path) as packed:
+                # It is the driver's own; what the job brought along was judged before it came into that folder.
+                packed.extraction_filter = lambda member, path: member
                 packed.extractall(folder + ".partial")
             os.rename(folder + ".partial", folder)
     return os.path.realpath(folder)
@@ -439,15 +442,20 @@ class Cluster:
         here = os.path.dirname(os.path.abspath(__file__))
         for name in driver.DRIVER_FILES:
             self.context.addPyFile(os.path.join(here, name))
-        archive = self._new_path("-{}.zip".format(self._name()))
+        archive = self._new_path("-{}.tar".format(self._name()))
         skipped = {records.local_path(one["location"], self._job.folder) for one in self._job.contract["inputs"]}
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
-            for parent, folders, names in os.walk(self._job.folder):
-                folders[:] = [name for name in folders if not name.endswith(".partial")]
-                for name in names:
-                    path = os.path.join(parent, name)
-                    if path not in skipped and os.path.isfile(path):
-                        packed.write(path, os.path.relpath(path, self._job.folder))
+
+        def chosen(member):
+            path = os.path.normpath(os.path.join(self._job.folder, member.name))
+            if path in skipped or (member.isdir() and member.name.endswith(".partial")):
+                return None
+            # Links, rights and empty folders as they are; but no sockets, and no owners, who are others elsewhere.
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            return None if member.isdev() else member
+
+        with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as packed:
+            packed.add(self._job.folder, ".", filter=chosen)
         self.context.addFile(archive)
         return os.path.basename(archive)
 

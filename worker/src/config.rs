@@ -485,6 +485,17 @@ pub static SETTINGS: &[Setting] = &[
          workers of a machine share. What was not used for the longest time goes first; what is in use stays.",
     ),
     setting(
+        "runtimes.send",
+        Kind::Choice(&["never", "made", "always"]),
+        "made",
+        "Whether the executors of a cluster are sent the Python environment of a job's runtime: `never`, so that they have to have it at \
+         the same path; those that were `made` on this machine, which they cannot have: built or unpacked ones; or `always`, those \
+         that the settings and `runtimes.file` name included. It is packed once and kept with the runtimes that were built; a packed \
+         one (`.tar.gz`, `.tgz`, `.tar`) goes as it is. Executors unpack it for each job. A virtual environment has no Python of its \
+         own: that which it was made with has to be at the same path on the executors, or be in the archive, as with conda. A \
+         Python that is in no environment is not sent. Jobs that set `spark.pyspark.python` themselves are sent none.",
+    ),
+    setting(
         "runtimes.others",
         span(Duration::ZERO),
         "0s",
@@ -765,8 +776,21 @@ pub struct RuntimeSettings {
     pub build_size: u64,
     /// How much may be kept, in bytes.
     pub cache_size: u64,
+    /// Which are sent to executors.
+    pub send: SendRuntimes,
     /// How long a job that none fits is offered to other workers.
     pub others: Duration,
+}
+
+/// Which environments are sent to the executors of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendRuntimes {
+    /// None.
+    Never,
+    /// Those that were built or unpacked on this machine.
+    Made,
+    /// Every one.
+    Always,
 }
 
 /// Section `records`.
@@ -966,6 +990,11 @@ impl Settings {
                 build_timeout: reader.span("runtimes.build_timeout"),
                 build_size: reader.count("runtimes.build_size"),
                 cache_size: reader.count("runtimes.cache_size"),
+                send: match reader.text("runtimes.send").as_str() {
+                    "never" => SendRuntimes::Never,
+                    "always" => SendRuntimes::Always,
+                    _ => SendRuntimes::Made,
+                },
                 others: reader.span("runtimes.others"),
             },
             records: RecordsSettings {

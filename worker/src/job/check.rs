@@ -47,6 +47,12 @@ impl Plan {
         self.contract().map_or(Way::Spark, |contract| contract.way)
     }
 
+    /// Whether Python runs on machines that see nothing of this one's files.
+    #[must_use]
+    pub fn has_executors_elsewhere(&self) -> bool {
+        self.way() == Way::Spark && self.command_line.master().has_executors_elsewhere()
+    }
+
     /// What is agreed with a record model.
     #[must_use]
     pub fn contract(&self) -> Option<&Contract> {

@@ -43,7 +43,7 @@ use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::crash::crash_point;
 use crate::repository::Repositories;
-use crate::runtimes::{Runtime, Runtimes};
+use crate::runtimes::{Runtime, Runtimes, Sent};
 use crate::spark::{Awaited, Backend};
 use check::Judge;
 
@@ -347,7 +347,12 @@ async fn run_phases(
             Err(end) => return end,
         }
     }
+    // Told as far as it came, also when what follows is cut short.
     course.phases.stage = Some(since(started));
+    let sent = match sent(context, &plan, &runtime, stop).await {
+        Ok(sent) => sent,
+        Err(end) => return end,
+    };
     let prepared = tokio::select! {
         // A store that does not answer is waited for, but not by a worker that is to leave.
         biased;
@@ -358,6 +363,7 @@ async fn run_phases(
         Ok(target) => target,
         Err(end) => return end,
     };
+    course.phases.stage = Some(since(started));
     crash_point("after-stage");
     if let Some(reason) = stop.reason() {
         return submit::stopped(reason);
@@ -365,7 +371,7 @@ async fn run_phases(
     context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
     let submitting = Instant::now();
     let way = plan.way();
-    let mut submitted = match submit::submit(context, &staged, &plan, &runtime, stop).await {
+    let mut submitted = match submit::submit(context, &staged, &plan, &runtime, sent.as_ref(), stop).await {
         Ok(submitted) => submitted,
         Err(end) => return end,
     };
@@ -395,6 +401,27 @@ async fn runtime(context: &Context, claim: &Claim, job: &Job, stop: &mut Stop) -
     let wanted = resolve::required(&context.runtimes, job).map_err(End::Rejected)?;
     let others = context.settings.runtimes.others;
     resolve::choose(&context.runtimes, &wanted, claim.unfit_for, others, stop).await
+}
+
+/// The runtime's environment for executors elsewhere, where they need it.
+async fn sent(
+    context: &Context,
+    plan: &check::Plan,
+    runtime: &Runtime,
+    stop: &mut Stop,
+) -> Result<Option<Sent>, End> {
+    if !plan.has_executors_elsewhere() || plan.command_line.names_python() {
+        return Ok(None);
+    }
+    let sent = tokio::select! {
+        biased;
+        reason = stop.stronger(None) => return Err(submit::stopped(reason)),
+        sent = context.runtimes.send(runtime) => sent,
+    };
+    sent.map_err(|error| End::Failed {
+        failure: Box::new(submit::plain(FailureClass::Staging, error.to_string())),
+        may_pass: true,
+    })
 }
 
 /// Makes the places of the outputs what they were before the first attempt; gives what is to be told about them.

@@ -23,7 +23,7 @@ use spark_runtime_protocol::asset::{
     DRIVER, MODEL_CONTRACT, MODEL_JOB, MODEL_METADATA, MODEL_SOURCE, OUTPUT_FOLDER, RECORD_PARTS, StagedPath,
     decode_base64,
 };
-use spark_runtime_protocol::event::{Failure, FailureClass, Way};
+use spark_runtime_protocol::event::{Failure, FailureClass};
 use spark_runtime_protocol::job::{Content, Job, JobType};
 
 use zip::write::SimpleFileOptions;
@@ -32,7 +32,6 @@ use zip::{CompressionMethod, ZipWriter};
 use super::check::Plan;
 use super::literal::{write_list, write_string};
 use super::submit::plain;
-use crate::spark::policy::Master;
 
 /// The driver program, as it is staged.
 const DRIVER_PROGRAM: &str = include_str!("../../driver/ModelOpPySparkDriver.py");
@@ -137,11 +136,7 @@ pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<St
     if job.job_type() == JobType::Training {
         writer.folder(OUTPUT_FOLDER)?;
     }
-    let modules = match (plan.way(), plan.command_line.master()) {
-        // Executors are threads of the driver's JVM, and their Python starts in its directory.
-        (Way::Process, _) | (_, Master::Local) => None,
-        (Way::Spark, Master::Standalone) => Some(archive(directory, job)?),
-    };
+    let modules = if plan.has_executors_elsewhere() { Some(archive(directory, job)?) } else { None };
     Ok(Staged { directory: directory.to_owned(), working_directory, modules })
 }
 

@@ -13,7 +13,7 @@ use super::check::Plan;
 use super::contract::Contract;
 use super::stage::Staged;
 use super::{Context, End, Stop, StopReason};
-use crate::runtimes::Runtime;
+use crate::runtimes::{Runtime, Sent};
 use crate::spark::guard::LaunchError;
 use crate::spark::{Application, Submission, SubmitError};
 
@@ -34,6 +34,7 @@ pub async fn submit<'a>(
     staged: &Staged,
     plan: &Plan,
     runtime: &Runtime,
+    sent: Option<&Sent>,
     stop: &mut Stop,
 ) -> Result<Submitted<'a>, End> {
     let way = plan.way();
@@ -56,6 +57,7 @@ pub async fn submit<'a>(
         directory: staged.directory.clone(),
         working_directory: staged.working_directory.clone(),
         modules: staged.modules.clone(),
+        environment: sent.map(|sent| sent.archive.clone()),
         command_line: plan.command_line.clone(),
         leaves_java_idle: plan.contract().is_some_and(Contract::leaves_java_idle),
         runtime: runtime.spark.clone(),

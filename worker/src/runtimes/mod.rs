@@ -7,14 +7,15 @@
 //!
 //! A job that requires nothing gets the first runtime, and no Python is asked.
 //!
-//! In client mode a runtime is a program on this machine. Where drivers or executors run elsewhere, an environment has to
-//! travel as an archive: [`Runtime`] is what would say so.
+//! A runtime is a program on this machine. Where executors run elsewhere, its environment travels as an archive
+//! ([`Runtimes::send`], [`pack`]), when the settings say so.
 //!
 //! This module must not know what else a job is about.
 
 pub mod build;
 pub mod known;
 pub mod listed;
+mod pack;
 pub mod requirements;
 mod store;
 
@@ -28,7 +29,7 @@ use spark_runtime_protocol::event::RuntimeUsed;
 use spark_runtime_protocol::json::Fault;
 use tokio::sync::Mutex;
 
-use crate::config::{RuntimeSettings, Settings, SparkSettings};
+use crate::config::{RuntimeSettings, SendRuntimes, Settings, SparkSettings};
 use crate::spark::installation::{Environment, Installation};
 use build::{BuildError, Recipe, environment_in, unpack};
 use known::{AskError, Known};
@@ -73,8 +74,33 @@ pub struct Runtime {
     pub used: RuntimeUsed,
     /// The settings by which it is run; `None` for those of the worker.
     pub spark: Option<SparkSettings>,
+    /// Its Python.
+    python: PathBuf,
+    /// The archive that it was unpacked of.
+    packed: Option<PathBuf>,
     /// Keeps an environment that was made here for as long as this lives.
+    lease: Option<Lease>,
+}
+
+/// An environment for executors elsewhere. It stays for as long as this lives.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// The archive, with `bin/python` in it.
+    pub archive: PathBuf,
     _lease: Option<Lease>,
+}
+
+/// Why an environment cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// It could not be packed this time.
+    #[error("the environment {root} could not be packed for the executors: {source}")]
+    Pack {
+        /// Where it is.
+        root: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
 }
 
 /// Why a job gets no runtime.
@@ -149,7 +175,8 @@ impl Runtimes {
     pub async fn choose(&self, wanted: &Requirements) -> Result<Runtime, ChooseError> {
         if wanted.all.is_empty() {
             let used = RuntimeUsed { name: DEFAULT.to_owned(), python: None };
-            return Ok(Runtime { used, spark: None, _lease: None });
+            let python = python(&self.spark);
+            return Ok(Runtime { used, spark: None, python, packed: None, lease: None });
         }
         match self.fitting(wanted).await {
             Ok(runtime) => Ok(runtime),
@@ -277,7 +304,61 @@ impl Runtimes {
             return Err(ChooseError::Impossible(unmet(wanted, &[(name.as_str(), Some(known))])));
         }
         let used = RuntimeUsed { name, python: Some(known.python_version()) };
-        Ok(Runtime { used, spark: Some(with_python(&self.spark, &python)), _lease: Some(lease) })
+        let spark = Some(with_python(&self.spark, &python));
+        Ok(Runtime { used, spark, python, packed: None, lease: Some(lease) })
+    }
+
+    /// The environment of `runtime` for executors elsewhere, packed when it was not yet; `None` where they are to find it
+    /// at the same path.
+    ///
+    /// Dropping the future gives up what is being packed.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub async fn send(&self, runtime: &Runtime) -> Result<Option<Sent>, SendError> {
+        let is_made = runtime.lease.is_some();
+        match self.settings.send {
+            SendRuntimes::Never => return Ok(None),
+            SendRuntimes::Made if !is_made => return Ok(None),
+            SendRuntimes::Made | SendRuntimes::Always => {}
+        }
+        if let Some(archive) = runtime.packed.as_ref().filter(|archive| pack::is_for_spark(archive)) {
+            return Ok(Some(Sent { archive: archive.clone(), _lease: None }));
+        }
+        let root = match pack::environment_of(&runtime.python) {
+            Some(root) => root,
+            // What was made here is one, whatever lies in it.
+            None if is_made => match runtime.python.parent().and_then(Path::parent) {
+                Some(root) => root.to_owned(),
+                None => return Ok(None),
+            },
+            None => {
+                tracing::warn!(python = %runtime.python.display(), "a Python that is in no environment is not sent");
+                return Ok(None);
+            }
+        };
+        let archive = self.packed(&root, runtime.lease.clone()).await;
+        archive.map(Some).map_err(|source| SendError::Pack { root, source })
+    }
+
+    /// `used` keeps the environment there until it is packed.
+    async fn packed(&self, root: &Path, used: Option<Lease>) -> std::io::Result<Sent> {
+        let of = root.to_owned();
+        let key = blocking(move || pack::key_of(&of)).await?;
+        let deadline = Instant::now() + self.settings.build_timeout;
+        let lease = match self.store.obtain(&key, deadline).await? {
+            Found::Whole(lease) => lease,
+            Found::Missing(making) => {
+                tracing::info!(root = %root.display(), key, "an environment is packed for executors");
+                let of = root.to_owned();
+                let making = blocking(move || {
+                    let _used = used;
+                    pack::pack(&of, &making.folder).map(|()| making)
+                });
+                making.await?.done().await?
+            }
+        };
+        Ok(Sent { archive: pack::archive_in(&lease.folder), _lease: Some(lease) })
     }
 
     /// By what a built runtime is known again: everything that it depends on.
@@ -287,6 +368,13 @@ impl Runtimes {
         let parts = [base.to_string_lossy().as_ref(), version, requirements, &index].map(str::to_owned);
         key_of(&parts)
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let worked = tokio::task::spawn_blocking(work);
+    worked.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 fn key_of(parts: &[String]) -> String {
@@ -344,7 +432,11 @@ impl Candidate {
     fn runtime(&self, known: &Known, ready: Ready) -> Runtime {
         let used = RuntimeUsed { name: self.name.clone(), python: Some(known.python_version()) };
         let spark = (self.name != DEFAULT).then(|| with_python(&self.spark, &ready.python));
-        Runtime { used, spark, _lease: ready.lease }
+        let packed = match &self.python {
+            Place::Packed(archive) => Some(archive.clone()),
+            Place::Program(_) => None,
+        };
+        Runtime { used, spark, python: ready.python, packed, lease: ready.lease }
     }
 }
 

@@ -18,6 +18,14 @@ use super::policy::{Master, Policy, Setting};
 
 /// The property of `--py-files`.
 const PY_FILES: &str = "spark.submit.pyFiles";
+/// The property of `--archives`.
+const ARCHIVES: &str = "spark.archives";
+/// The property that names the Python of drivers and executors.
+pub const PYTHON: &str = "spark.pyspark.python";
+/// The property that names the Python of drivers alone.
+pub const DRIVER_PYTHON: &str = "spark.pyspark.driver.python";
+/// The folder in an executor's own into which the environment that it is sent is unpacked.
+const ENVIRONMENT: &str = "spark_runtime_environment";
 
 /// What a session gets whose Java side only starts Python processes and waits for them, where nobody says otherwise.
 ///
@@ -121,20 +129,39 @@ impl CommandLine {
         self.value("spark.hadoop.fs.defaultFS")
     }
 
-    /// The arguments that stand before the program; secrets are left out. `modules` goes to the executors beside what
-    /// the job itself sends there.
+    /// Whether it says which Python executors run.
     #[must_use]
-    pub fn arguments(&self, modules: Option<&Path>) -> Vec<OsString> {
+    pub fn names_python(&self) -> bool {
+        self.sets(PYTHON)
+    }
+
+    /// The arguments that stand before the program; secrets are left out. `modules` and `environment`, an archive, go to
+    /// the executors beside what the job itself sends there.
+    #[must_use]
+    pub fn arguments(&self, modules: Option<&Path>, environment: Option<&Path>) -> Vec<OsString> {
         let mut arguments = Vec::new();
-        if let Some(modules) = modules {
-            let mut files = modules.as_os_str().to_owned();
-            if let Some(own) = self.value(PY_FILES) {
+        let modules = modules.map(|modules| modules.as_os_str().to_owned());
+        let environment = environment.map(|archive| {
+            let mut named = archive.as_os_str().to_owned();
+            named.push(format!("#{ENVIRONMENT}"));
+            named
+        });
+        let mut sent = Vec::new();
+        for (flag, property, files) in
+            [("--py-files", PY_FILES, modules), ("--archives", ARCHIVES, environment.clone())]
+        {
+            let Some(mut files) = files else { continue };
+            if let Some(own) = self.value(property) {
                 files.push(",");
                 files.push(own);
             }
-            arguments.extend(["--py-files".into(), files]);
+            arguments.extend([flag.into(), files]);
+            sent.push(property);
         }
-        let sent = |setting: &&Setting| modules.is_some() && setting.identity() == PY_FILES;
+        if environment.is_some() {
+            arguments.extend(["--conf".into(), format!("{PYTHON}=./{ENVIRONMENT}/bin/python").into()]);
+        }
+        let sent = |setting: &&Setting| sent.contains(&setting.identity());
         for setting in self.settings.iter().filter(|setting| !setting.is_secret() && !sent(setting)) {
             match setting.flag() {
                 Some(flag) => {
@@ -246,7 +273,7 @@ mod tests {
     fn arguments(parameters: serde_json::Value, conf: serde_json::Value, policy: &str) -> Vec<String> {
         let line =
             CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
-        line.arguments(None).iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
+        line.arguments(None, None).iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
     }
 
     #[test]
@@ -288,9 +315,28 @@ mod tests {
         let policy = Policy::default();
         let line = CommandLine::of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local")
             .unwrap();
-        let arguments = line.arguments(Some(Path::new("/a b/modules.zip")));
+        let arguments = line.arguments(Some(Path::new("/a b/modules.zip")), None);
         assert_eq!(arguments[..2], ["--py-files", "/a b/modules.zip,hdfs:///x.py"]);
         assert!(!arguments[2..].iter().any(|argument| argument == "--py-files"));
+    }
+
+    #[test]
+    fn an_environment_goes_to_the_executors_beside_the_archives_of_the_job() {
+        let policy = Policy::default();
+        let line =
+            CommandLine::of(&job(json!({"--archives": "hdfs:///x.zip#x"}), json!({})), &policy, "local")
+                .unwrap();
+        let arguments = line.arguments(None, Some(Path::new("/e.tar.gz")));
+        assert_eq!(
+            arguments[..4],
+            [
+                "--archives",
+                "/e.tar.gz#spark_runtime_environment,hdfs:///x.zip#x",
+                "--conf",
+                "spark.pyspark.python=./spark_runtime_environment/bin/python"
+            ]
+        );
+        assert!(!arguments[4..].iter().any(|argument| argument == "--archives"));
     }
 
     #[test]
@@ -316,7 +362,7 @@ mod tests {
     fn secrets_are_no_arguments() {
         let conf = json!({"spark.hadoop.fs.s3a.secret.key": "p\u{e4} ss=1\\\n"});
         let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local[*]").unwrap();
-        assert!(!format!("{:?}", line.arguments(None)).contains("secret"));
+        assert!(!format!("{:?}", line.arguments(None, None)).contains("secret"));
         assert_eq!(
             properties_file("spark.a 1", &line.secrets()),
             "spark.a 1\nspark.hadoop.fs.s3a.secret.key=p\\u00e4 ss\\=1\\\\\\n\n"

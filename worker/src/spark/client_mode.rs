@@ -15,7 +15,7 @@ use spark_runtime_protocol::asset::DRIVER;
 use spark_runtime_protocol::event::Way;
 use tokio::sync::Mutex;
 
-use super::argv::properties_file;
+use super::argv::{DRIVER_PYTHON, PYTHON, properties_file};
 use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
@@ -29,8 +29,6 @@ pub const STANDARD_OUTPUT: &str = "stdout.log";
 pub const STANDARD_ERROR: &str = "stderr.log";
 /// Properties that hold secrets, in an attempt's directory.
 const PROPERTIES: &str = "spark.properties";
-/// The property that names the Python of drivers and executors.
-const PYTHON: &str = "spark.pyspark.python";
 /// What the attempt may fill with temporary files, in its directory.
 const TEMPORARY: &str = "tmp";
 
@@ -197,13 +195,20 @@ fn spark_arguments(
     installation: &Installation,
     environment: &Environment,
 ) -> Result<Vec<OsString>, SubmitError> {
-    let mut arguments = submission.command_line.arguments(submission.modules.as_deref());
-    let chosen = submission.runtime.as_ref().and_then(|runtime| runtime.python.as_ref());
-    if let Some(python) = chosen
-        && !submission.command_line.sets(PYTHON)
+    let sent = submission.environment.as_deref();
+    let mut arguments = submission.command_line.arguments(submission.modules.as_deref(), sent);
+    let chosen = submission.runtime.as_ref().and_then(|runtime| runtime.python.as_deref());
+    let named = match (sent, chosen) {
+        // Executors have their own; that of the driver is here.
+        (Some(_), chosen) => Some((DRIVER_PYTHON, chosen.unwrap_or(Path::new(environment.python())))),
+        (None, Some(chosen)) => Some((PYTHON, chosen)),
+        (None, None) => None,
+    };
+    if let Some((name, python)) = named
+        && !submission.command_line.sets(name)
     {
         // Over what `spark-defaults.conf` says.
-        let mut property = OsString::from(format!("{PYTHON}="));
+        let mut property = OsString::from(format!("{name}="));
         property.push(python);
         arguments.extend(["--conf".into(), property]);
     }

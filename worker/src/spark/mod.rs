@@ -59,6 +59,8 @@ pub struct Submission {
     pub working_directory: PathBuf,
     /// The Python modules that executors elsewhere import, in one archive.
     pub modules: Option<PathBuf>,
+    /// The environment of the runtime, packed, for executors elsewhere that do not have it.
+    pub environment: Option<PathBuf>,
     /// What spark-submit is told.
     pub command_line: CommandLine,
     /// Java only starts Python processes and waits for them, so that it may be started with little.

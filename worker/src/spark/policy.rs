@@ -366,6 +366,16 @@ pub enum Master {
 }
 
 impl Master {
+    /// Whether executors may be on other machines, which see nothing of this one's files.
+    #[must_use]
+    pub fn has_executors_elsewhere(self) -> bool {
+        match self {
+            // Threads of the driver's JVM, whose Python starts in its directory.
+            Self::Local => false,
+            Self::Standalone => true,
+        }
+    }
+
     /// The kind of master that a value of `--master` names; `None` for one that this version does not run on.
     #[must_use]
     pub fn of(value: &str) -> Option<Self> {
