@@ -364,6 +364,69 @@ mod spark {
         assert_eq!((scored.len(), &scored[49]), (50, &json!({"n": 98, "note": "noted"})));
     }
 
+    /// A database of Derby's, which comes with Spark. It tells who asks, but takes every password.
+    fn database(parts: &Parts, folder: &std::path::Path) -> String {
+        let url = format!("jdbc:derby:{}", folder.join("models").display());
+        let script = [
+            format!("CONNECT '{url};create=true';\n"),
+            "CREATE TABLE people (name VARCHAR(20), age INT);\n".to_owned(),
+            "INSERT INTO people VALUES ('Ada', 36), ('Bob', NULL), ('Cy', 7);\n".to_owned(),
+        ];
+        let path = folder.join("create.sql");
+        std::fs::write(&path, script.concat()).unwrap();
+        let created = std::process::Command::new("java")
+            .args(["-Dij.exceptionTrace=true", "-cp"])
+            .arg(parts.spark_home().join("jars/*"))
+            .arg("org.apache.derby.tools.ij")
+            .arg(&path)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&created.stdout);
+        assert!(created.status.success() && !said.contains("ERROR"), "{said}");
+        url
+    }
+
+    #[tokio::test]
+    async fn a_query_is_read_from_the_database_and_its_password_is_seen_by_nobody() {
+        let parts = Parts::take().await;
+        let folder = tempfile::tempdir().unwrap();
+        let url = database(&parts, folder.path());
+        let password = folder.path().join("password");
+        std::fs::write(&password, "s3cret-w0rd\n").unwrap();
+        // It looks where the driver found it.
+        let source = "import glob, os\nseen = [name for name in glob.glob('../*') + glob.glob('*') if os.path.isfile(name) and b's3c' + b'ret' in open(name, 'rb').read()]\nseen += [name for name in os.environ if 's3c' + 'ret' in os.environ[name]]\ndef score(record):\n    assert not seen, seen\n    yield {'name': record['NAME'], 'asked': record['WHO'], 'old': record['AGE'] is not None and record['AGE'] > 30}\n";
+        let mut job = job("asks", source, "");
+        job["inputData"] = json!([{"assetType": "SQL", "name": "people",
+            "query": "select name, age, current_user as who from app.people order by name;"}]);
+        job["targetEngine"] = json!({"sparkConf": {"--master": "local[1]"}});
+        let mut settings = parts.settings();
+        settings.extend([
+            format!("sql.url={url}"),
+            "sql.driver=org.apache.derby.jdbc.EmbeddedDriver".to_owned(),
+            "sql.user=reader".to_owned(),
+            format!("sql.password_file={}", password.display()),
+        ]);
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let events = events_of(&job, &settings).await;
+        assert!(!serde_json::to_string(&events).unwrap().contains("s3cret"), "an event has the password");
+        let end = events.last().unwrap();
+        assert_eq!(end.kind(), Some(EventKind::Completed), "{:?}", end.data);
+        let expected = [("Ada", true), ("Bob", false), ("Cy", false)]
+            .map(|(name, old)| json!({"name": name, "asked": "READER", "old": old}));
+        assert_eq!(written(end), expected);
+
+        std::fs::remove_file(&password).unwrap();
+        let end = events_of(&job, &settings).await.pop().unwrap();
+        let failure = end.data.failure.unwrap();
+        assert_eq!(failure.class, FailureClass::Infrastructure);
+        assert!(failure.message.contains("sql.password_file"), "{}", failure.message);
+
+        let events = events_of(&job, &settings[..settings.len() - 4]).await;
+        let told = serde_json::to_string(&events).unwrap();
+        assert!(events[0].kind() == Some(EventKind::Rejected) && told.contains("sql.url"), "{told}");
+    }
+
     #[tokio::test]
     async fn executors_that_see_nothing_of_this_machine_get_the_environment_and_all_attachments() {
         if !may_hide_folders() {

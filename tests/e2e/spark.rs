@@ -43,6 +43,10 @@ impl Parts {
         }
     }
 
+    pub(crate) fn spark_home(&self) -> &Path {
+        Path::new(&self.spark_home)
+    }
+
     pub(crate) fn python(&self) -> &str {
         &self.python
     }

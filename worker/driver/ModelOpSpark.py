@@ -27,6 +27,7 @@ import ModelOpRecords as records
 
 with driver.without_model_folders():
     import fcntl
+    import json
     import os
     import shutil
     import sys
@@ -44,6 +45,9 @@ MAX_REMOTE_PIECE = 8 * 1024 * 1024
 BLOCK_BYTES = 1024 * 1024
 ROWS_PER_FILE = 20000
 MAX_ERROR_TEXT = 2000
+
+LOGIN_FILE = os.path.join("..", "database.json")
+"""Beside the working directory: the user and the password of the database, until it is read."""
 
 ENDED_EARLY = "stopped"
 SPLIT_WRONG = "split"
@@ -259,6 +263,8 @@ class Cluster:
         self._context = None
         self._folder = None
         self._count = 0
+        # Before the model is loaded, which must not find it.
+        self._login = taken_login(os.path.join(job.folder, LOGIN_FILE))
 
     def close(self):
         """Removes what was brought here for a time. Best effort; Spark itself is stopped by the driver."""
@@ -503,7 +509,7 @@ class Cluster:
 
     def _database(self, one):
         reader = self._session().read.format("jdbc").option("url", one["location"])
-        for option, value in (one.get("options") or {}).items():
+        for option, value in dict(one.get("options") or {}, **self._login).items():
             reader = reader.option(option, value)
         return reader.load()
 
@@ -581,6 +587,19 @@ class Cluster:
             raise ContractFault("the output cannot be written as Parquet: {}".format(type(error).__name__))
         written = [name for name in os.listdir(folder) if name.endswith(".parquet")]
         shutil.move(os.path.join(folder, written[0]), path)
+
+
+def taken_login(path):
+    """What is in the file of the database's login, which is gone afterwards; raises DriverFault."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            login = json.load(file)
+        os.unlink(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise driver.DriverFault("cannot read the database's login: {}".format(type(error).__name__))
+    return {name: str(login[name]) for name in ("user", "password") if name in login}
 
 
 SPARK_TYPES = {

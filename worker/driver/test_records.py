@@ -624,6 +624,16 @@ class Pieces(RecordsTest):
             self.assertLess(both[-1], 0.02 * sum(both))
             self.assertLess(len(both), 50)
 
+    def test_the_login_of_a_database_is_read_once(self):
+        self.write("login.json", json.dumps({"user": "me", "password": "s3cret", "url": "x"}))
+        told = self.ask(
+            """
+            import json, ModelOpSpark
+            print(json.dumps([ModelOpSpark.taken_login("login.json"), ModelOpSpark.taken_login("login.json")]))
+            """
+        )
+        self.assertEqual(told, [{"user": "me", "password": "s3cret"}, {}])
+
     def test_the_json_of_records_is_that_of_pythons_own_encoder(self):
         told = self.ask(
             """
@@ -1431,13 +1441,18 @@ class OnSpark(RecordsTest):
         environment = dict(self.environment, PYSPARK_SUBMIT_ARGS="--master local[1] pyspark-shell")
         command = [sys.executable, "-c", textwrap.dedent(create)]
         subprocess.run(command, cwd=self.job_folder, env=environment, stderr=subprocess.DEVNULL, check=True)
+        login = os.path.join(os.path.dirname(self.folder), "database.json")
+        with open(login, "w") as file:
+            json.dump({"user": "app", "password": "s3cret"}, file)
         one = {
             "location": url,
             "format": "jdbc",
             "options": {"query": "select N, T from THINGS order by N", "driver": driver},
         }
-        ended = self.run_job(ECHO, None, way="spark", inputs=[dict(one, name="things")])
+        source = "import os\nassert not os.path.exists('../database.json')\n" + ECHO
+        ended = self.run_job(source, None, way="spark", inputs=[dict(one, name="things")])
         self.assert_records(ended, read=25000, written=25000)
+        self.assertFalse(os.path.exists(login))
         self.assertEqual(self.output(), [{"N": n, "T": str(n)} for n in range(25000)])
 
     def test_parquet_goes_by_spark_where_pyarrow_is_not_there(self):

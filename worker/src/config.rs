@@ -73,10 +73,14 @@ enum Kind {
     Name,
     /// Text without control characters.
     Text,
+    /// The same, or nothing.
+    AnyText,
     /// A path, or nothing. Made absolute.
     Path,
     /// A URL that begins with one of these, or nothing.
     Url(&'static [&'static str]),
+    /// The address of a database without credentials, or nothing.
+    Database,
     /// A path, or a name that is looked up on the PATH, or nothing.
     Program,
     Count {
@@ -525,6 +529,29 @@ pub static SETTINGS: &[Setting] = &[
          the machine has available when the job starts.",
     ),
     setting(
+        "sql.url",
+        Kind::Database,
+        "",
+        "The database that SQL assets of record models are read from (`\"query\": \"select ...\"`). The query is run as it is, with \
+         all that the user may do there: give one who may only read. When it is empty, SQL assets are refused. Spark needs the \
+         database's JDBC driver: `--jars` of the job, or `\"spark.jars\"` among the `[defaults]` of the policy.",
+    ),
+    setting(
+        "sql.driver",
+        Kind::AnyText,
+        "",
+        "The Java class of the JDBC driver, as `org.postgresql.Driver`. Without it Java looks for one that takes the URL, and does not \
+         look into every jar.",
+    ),
+    setting("sql.user", Kind::AnyText, "", "The user at the database. When it is empty, none is given."),
+    setting(
+        "sql.password_file",
+        Kind::Path,
+        "",
+        "A file that holds the user's password at the database and nothing else. It is read for each job, and handed to the job's driver \
+         in a file that is gone before anything of the model is loaded.",
+    ),
+    setting(
         "log.limit",
         Kind::Size { least: 16 * 1024 },
         "64MiB",
@@ -603,6 +630,8 @@ pub struct Settings {
     pub runtimes: RuntimeSettings,
     /// Record models.
     pub records: RecordsSettings,
+    /// The database of record models.
+    pub sql: SqlSettings,
     /// The logs of jobs.
     pub log: LogSettings,
     effective: Vec<Effective>,
@@ -780,6 +809,33 @@ pub struct RuntimeSettings {
     pub send: SendRuntimes,
     /// How long a job that none fits is offered to other workers.
     pub others: Duration,
+}
+
+/// Section `sql`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SqlSettings {
+    /// The database's JDBC URL, when there is one.
+    pub url: Option<String>,
+    /// The class of its JDBC driver.
+    pub driver: Option<String>,
+    /// The user there.
+    pub user: Option<String>,
+    /// The file with the user's password.
+    pub password_file: Option<PathBuf>,
+}
+
+impl SqlSettings {
+    /// The user and the password, as JSON for the driver; `None` where there is neither.
+    ///
+    /// # Errors
+    /// The password's file cannot be read.
+    pub fn login(&self) -> io::Result<Option<Secret>> {
+        let password = self.password_file.as_deref().map(read_password).transpose()?;
+        let login = [("user", self.user.as_ref()), ("password", password.as_ref())];
+        let login: BTreeMap<&str, &String> =
+            login.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        Ok((!login.is_empty()).then(|| Secret(json!(login).to_string())))
+    }
 }
 
 /// Which environments are sent to the executors of a cluster.
@@ -1002,6 +1058,12 @@ impl Settings {
                 frame_rows: reader.count("records.frame_rows"),
                 memory: Some(reader.count("records.memory")).filter(|memory| *memory > 0),
             },
+            sql: SqlSettings {
+                url: Some(reader.text("sql.url")).filter(|text| !text.is_empty()),
+                driver: Some(reader.text("sql.driver")).filter(|text| !text.is_empty()),
+                user: Some(reader.text("sql.user")).filter(|text| !text.is_empty()),
+                password_file: reader.path("sql.password_file"),
+            },
             log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
             effective: reader.effective(),
         };
@@ -1104,9 +1166,10 @@ impl Kind {
         match self {
             Self::Address => "amqp://user:password@host:5672/vhost".to_owned(),
             Self::Name => "at most 128 letters, digits, '-', '_', '.', ':' or '@'".to_owned(),
-            Self::Text => "a text".to_owned(),
+            Self::Text | Self::AnyText => "a text".to_owned(),
             Self::Path => "a path".to_owned(),
             Self::Url(beginnings) => format!("a URL that begins with one of {}", beginnings.join(", ")),
+            Self::Database => "a JDBC URL without credentials, as jdbc:postgresql://host/name".to_owned(),
             Self::Program => "the path or the name of a program".to_owned(),
             Self::Count { least, most } => format!("a whole number from {least} to {most}"),
             Self::Span { least, most } => format!("{} such as 10s, 2m or 1h 30m", range(least, most)),
@@ -1164,6 +1227,13 @@ impl Kind {
                 }
                 Ok(Given::Text(text.to_owned()))
             }
+            Self::AnyText => {
+                let text = text()?;
+                if text.chars().any(char::is_control) {
+                    return Err(refused());
+                }
+                Ok(Given::Text(text.trim().to_owned()))
+            }
             Self::Url(beginnings) => {
                 let url = text()?;
                 let fits = url.is_empty() || beginnings.iter().any(|beginning| url.starts_with(beginning));
@@ -1171,6 +1241,15 @@ impl Kind {
                     Ok(Given::Text(url.to_owned()))
                 } else {
                     Err(refused())
+                }
+            }
+            Self::Database => {
+                // Not quoted: what is wrong with it may be a password.
+                let text = text().map_err(|_| format!("is {}; give {}", type_word(value), self.wanted()))?;
+                if text.is_empty() || is_database(text) {
+                    Ok(Given::Text(text.to_owned()))
+                } else {
+                    Err(format!("is no such address; give {}", self.wanted()))
                 }
             }
             Self::Path => path(text()?, false).ok_or_else(refused).map(Given::Path),
@@ -1308,6 +1387,18 @@ fn path(text: &str, may_be_bare: bool) -> Option<Option<PathBuf>> {
         return Some(Some(text.into()));
     }
     std::path::absolute(text).ok().map(Some)
+}
+
+/// Whether this is the address of a database, without what looks like credentials.
+fn is_database(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let authority =
+        text.split_once("://").map(|(_, rest)| rest.split(['/', '?', ';']).next().unwrap_or_default());
+    lower.starts_with("jdbc:")
+        && lower.len() > "jdbc:".len()
+        && !text.chars().any(char::is_control)
+        && !["password=", "pwd="].iter().any(|word| lower.contains(word))
+        && !authority.is_some_and(|authority| authority.contains('@'))
 }
 
 /// The address of an index. There may be a secret in what is none.
@@ -2058,6 +2149,41 @@ mod tests {
         assert_eq!(shown("spark.environment.AWS_SECRET_ACCESS_KEY"), json!("***"));
         assert_eq!(shown("spark.environment.HADOOP_CONF_DIR"), json!("/etc/hadoop"));
         assert_eq!(settings.spark.environment["AWS_SECRET_ACCESS_KEY"].expose(), "s3cret");
+    }
+
+    #[test]
+    fn the_address_of_a_database_has_no_password_and_one_that_has_is_not_quoted() {
+        let load = |text: &str| {
+            let overrides = vec![format!("sql.url={text}")];
+            Settings::load(&Sources { overrides, ..Sources::default() })
+        };
+        for good in
+            ["jdbc:postgresql://db:5432/models", "jdbc:oracle:thin:@//db:1521/m", "jdbc:derby:/data/m"]
+        {
+            assert_eq!(load(good).unwrap().sql.url.as_deref(), Some(good));
+        }
+        for bad in
+            ["postgresql://db/m", "jdbc:x://db/m?user=a&password=s3cret", "jdbc:x://a:s3cret@db/m", "jdbc:"]
+        {
+            let words = load(bad).unwrap_err().to_string();
+            assert!(words.contains("sql.url") && !words.contains("s3cret"), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_login_of_a_database_comes_from_the_settings_and_a_file() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("password");
+        std::fs::write(&path, "s3\"cret\n").unwrap();
+        let mut sql = SqlSettings { user: Some("u".into()), ..SqlSettings::default() };
+        assert_eq!(sql.login().unwrap().unwrap().expose(), r#"{"user":"u"}"#);
+        sql.password_file = Some(path);
+        let login = sql.login().unwrap().unwrap();
+        assert_eq!(login.expose(), r#"{"password":"s3\"cret","user":"u"}"#);
+        assert_eq!(format!("{login:?}"), "***");
+        sql.password_file = Some("/no/such/file".into());
+        assert!(sql.login().is_err());
+        assert_eq!(SqlSettings::default().login().unwrap(), None);
     }
 
     #[test]

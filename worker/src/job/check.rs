@@ -13,7 +13,7 @@ use spark_runtime_protocol::json::Fault;
 
 use super::contract::{self, Contract, Style};
 use super::source::{Function, Said, Source, python_objects};
-use crate::config::{RecordsSettings, Settings};
+use crate::config::{RecordsSettings, Settings, SqlSettings};
 use crate::spark::argv::CommandLine;
 use crate::spark::installation::{Environment, Installation, hadoop_file_system};
 use crate::spark::policy::{Policy, PolicyError, Setting};
@@ -70,6 +70,7 @@ pub struct Judge {
     master: String,
     python: OsString,
     records: RecordsSettings,
+    sql: SqlSettings,
     /// The file system of paths without a scheme, where this machine's configuration names one.
     file_system: Option<String>,
 }
@@ -96,6 +97,7 @@ impl Judge {
             master: settings.spark.master.clone(),
             python: environment.python().to_owned(),
             records: settings.records.clone(),
+            sql: settings.sql.clone(),
             file_system: named.or_else(|| hadoop_file_system(&environment)),
         })
     }
@@ -129,7 +131,7 @@ impl Judge {
         let style = function.as_ref().and_then(|function| {
             let read = match function.shape {
                 Shape::Lists => Ok((Style::Lists, unchecked(job))),
-                Shape::Records => contract::draft(job, &source, &self.records, file_system)
+                Shape::Records => contract::draft(job, &source, &self.records, &self.sql, file_system)
                     .map(|(contract, notes)| (Style::Records(Box::new(contract)), notes)),
             };
             read.map_err(|found| faults.extend(found)).ok()

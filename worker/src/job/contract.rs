@@ -23,12 +23,14 @@ use spark_runtime_protocol::json::{Fault, step};
 use super::schema::{self, Normalized};
 use super::source::{SlotTag, Source};
 use super::tags::Aspect;
-use crate::config::RecordsSettings;
+use crate::config::{RecordsSettings, SqlSettings};
 
 /// The version of the contract that the driver reads.
 const VERSION: u32 = 1;
 /// Files of a folder that are looked at for its size; one with more is large.
 const MOST_FILES: usize = 10_000;
+/// How many rows a database hands out at once. Some hand out all of them where nobody says.
+const ROWS_AT_ONCE: &str = "1000";
 
 /// How a function is called.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +55,8 @@ pub enum Format {
     Avro,
     /// Parquet.
     Parquet,
+    /// The rows of a database, which no job names as a format.
+    Jdbc,
 }
 
 impl Format {
@@ -91,6 +95,7 @@ impl Format {
             Self::Jsonl => "JSONL",
             Self::Avro => "AVRO",
             Self::Parquet => "PARQUET",
+            Self::Jdbc => "SQL",
         }
     }
 
@@ -152,6 +157,9 @@ pub struct Input {
     pub schema: Option<Value>,
     /// Its size in bytes, where it is known.
     pub size: Option<u64>,
+    /// What Spark is told for reading a database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Value>,
     #[serde(skip)]
     place: Place,
 }
@@ -247,10 +255,18 @@ pub fn draft(
     job: &Job,
     source: &Source,
     settings: &RecordsSettings,
+    sql: &SqlSettings,
     file_system: Option<&str>,
 ) -> Result<(Contract, Vec<String>), Vec<Fault>> {
-    let mut draft =
-        Draft { job, source, file_system, faults: Vec::new(), notes: Vec::new(), schemas: HashMap::new() };
+    let mut draft = Draft {
+        job,
+        source,
+        sql,
+        file_system,
+        faults: Vec::new(),
+        notes: Vec::new(),
+        schemas: HashMap::new(),
+    };
     draft.slot_tags();
     let inputs = draft.inputs();
     let outputs = draft.outputs();
@@ -274,6 +290,7 @@ pub fn draft(
 struct Draft<'a> {
     job: &'a Job,
     source: &'a Source,
+    sql: &'a SqlSettings,
     file_system: Option<&'a str>,
     faults: Vec<Fault>,
     notes: Vec<String>,
@@ -340,6 +357,7 @@ impl Draft<'_> {
         let recordsets = recordsets.and_then(|tag| yes_or_no(&tag.value)).unwrap_or(false);
         let schema =
             if self.job.says(CHECK_INPUTS_KEY) { self.schema(used, Side::Input, only_one) } else { None };
+        let options = self.query(used.asset, &at);
         let (location, place) = located?;
         let size = match place {
             Place::Staged => content_at(self.job, &at).map(size_of),
@@ -354,6 +372,7 @@ impl Draft<'_> {
             recordsets,
             schema,
             size,
+            options,
             place,
         })
     }
@@ -416,15 +435,43 @@ impl Draft<'_> {
                     }
                 }
             }
-            AssetType::Sql => {
-                let message =
-                    "SQL is not read by this version; export the query's result to a file and name that";
-                self.fault(step(at, "assetType"), message);
+            AssetType::Sql if !at.starts_with("/inputData/") => {
+                self.fault(step(at, "assetType"), "SQL is only read; name a file to write to");
                 None
             }
+            AssetType::Sql => match &self.sql.url {
+                Some(url) => Some((url.clone(), Place::Elsewhere)),
+                None => {
+                    let message = "SQL needs a database, and the worker has none (its setting sql.url); \
+                                   export the query's result to a file and name that";
+                    self.fault(step(at, "assetType"), message);
+                    None
+                }
+            },
             // Refused when the job was read.
             AssetType::SourceCode => None,
         }
+    }
+
+    /// What Spark is told for reading the rows of an asset that is a query.
+    fn query(&mut self, asset: &Value, at: &str) -> Option<Value> {
+        if AssetType::of(asset) != Some(AssetType::Sql) || self.sql.url.is_none() {
+            return None;
+        }
+        let query = asset.get("query").and_then(Value::as_str).map(str::trim).unwrap_or_default();
+        // Spark puts it into parentheses.
+        let query = query.trim_end_matches(|c: char| c == ';' || c.is_whitespace());
+        if query.is_empty() {
+            self.fault(step(at, "query"), "is missing; give what the database is asked, as \"select ...\"");
+            return None;
+        }
+        let mut options = serde_json::Map::new();
+        options.insert("query".to_owned(), query.into());
+        options.insert("fetchsize".to_owned(), ROWS_AT_ONCE.into());
+        if let Some(driver) = &self.sql.driver {
+            options.insert("driver".to_owned(), driver.as_str().into());
+        }
+        Some(Value::Object(options))
     }
 
     fn external(&self, url: &str) -> Result<(String, Place), String> {
@@ -456,7 +503,7 @@ impl Draft<'_> {
 
     fn format(&mut self, asset: &Value, at: &str) -> Option<Format> {
         if AssetType::of(asset) == Some(AssetType::Sql) {
-            return None;
+            return Some(Format::Jdbc);
         }
         let text = |key: &str| asset.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
         if let Some(word) = text("fileFormat") {
@@ -592,7 +639,10 @@ fn name_of(asset: &Value) -> String {
     let text = |key: &str| asset.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let last = |url: &str| url.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
     let own = text("name").or_else(|| text("filename")).map(str::to_owned);
-    own.or_else(|| text("fileUrl").map(last)).unwrap_or_default()
+    let is_query = AssetType::of(asset) == Some(AssetType::Sql);
+    own.or_else(|| text("fileUrl").map(last))
+        .or_else(|| is_query.then(|| "query".to_owned()))
+        .unwrap_or_default()
 }
 
 /// The scheme of a URL and what stands behind its colon.
@@ -663,6 +713,12 @@ impl Contract {
             self.memory = available_memory();
         }
         Ok(())
+    }
+
+    /// Whether an input is read from the database.
+    #[must_use]
+    pub fn reads_database(&self) -> bool {
+        self.inputs.iter().any(|input| input.format == Format::Jdbc)
     }
 
     /// Whether the Java side of a session on this machine only starts Python processes and waits for them.
@@ -762,7 +818,7 @@ mod tests {
         tags: &str,
         file_system: Option<&str>,
     ) -> Result<(Contract, Vec<String>), Vec<String>> {
-        draft(&job(more), &Source::read(tags), &settings(), file_system)
+        draft(&job(more), &Source::read(tags), &settings(), &SqlSettings::default(), file_system)
             .map_err(|faults| faults.iter().map(ToString::to_string).collect())
     }
 
@@ -864,11 +920,45 @@ mod tests {
             "",
         );
         assert_eq!(told.len(), 3, "{told:?}");
-        assert!(told[0].starts_with("/inputData/0/assetType: SQL is not read by this version"), "{told:?}");
+        assert!(told[0].starts_with("/inputData/0/assetType: SQL needs a database"), "{told:?}");
         assert!(told[1].contains("give a bucket's file as s3a://bucket/path"), "{told:?}");
         assert!(told[2].starts_with("/outputData: has no output that is used"), "{told:?}");
         assert!(faults(json!({"/outputData": [], "/modelWritesOutput": true}), "").is_empty());
         assert!(faults(json!({"/inputData": []}), "")[0].contains("scores the records of its inputs"));
+    }
+
+    #[test]
+    fn a_query_is_read_from_the_database_of_the_settings() {
+        let sql = SqlSettings {
+            url: Some("jdbc:x://db/m".into()),
+            driver: Some("org.x.Driver".into()),
+            user: Some("me".into()),
+            password_file: Some("/secret".into()),
+        };
+        let drafted = |more: Value| {
+            draft(&job(more), &Source::read(""), &settings(), &sql, None)
+                .map(|(contract, _)| contract)
+                .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let mut contract =
+            drafted(json!({"/inputData": [{"assetType": "SQL", "query": " select 1 ; "}]})).unwrap();
+        contract.settle(&settings()).unwrap();
+        assert!(contract.way == Way::Spark && contract.reads_database() && !contract.leaves_java_idle());
+        let input = serde_json::to_value(&contract.inputs[0]).unwrap();
+        assert_eq!(
+            input,
+            json!({"index": 0, "slot": "0", "name": "query", "location": "jdbc:x://db/m", "format": "jdbc",
+                   "recordsets": false, "schema": null, "size": null,
+                   "options": {"query": "select 1", "fetchsize": "1000", "driver": "org.x.Driver"}})
+        );
+        assert_eq!(
+            drafted(json!({"/inputData": [{"assetType": "SQL"}]})).unwrap_err(),
+            ["/inputData/0/query: is missing; give what the database is asked, as \"select ...\""]
+        );
+        assert_eq!(
+            drafted(json!({"/outputData": [{"assetType": "SQL", "query": "x"}]})).unwrap_err(),
+            ["/outputData/0/assetType: SQL is only read; name a file to write to"]
+        );
     }
 
     #[test]

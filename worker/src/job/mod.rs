@@ -44,6 +44,7 @@ use crate::config::Settings;
 use crate::crash::crash_point;
 use crate::repository::Repositories;
 use crate::runtimes::{Runtime, Runtimes, Sent};
+use crate::spark::client_mode::LOGIN;
 use crate::spark::{Awaited, Backend};
 use check::Judge;
 
@@ -463,6 +464,11 @@ pub async fn keep(context: &Context, attempt: &Attempt) -> Kept {
     }
     let Some(kept) = kept_directory(context, &directory) else { return Kept::NotWanted };
     let moved = tokio::task::spawn_blocking(move || {
+        // A driver that never came that far has left it.
+        match std::fs::remove_file(directory.join(LOGIN)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         std::fs::create_dir_all(kept.parent().unwrap_or(&kept))?;
         match std::fs::rename(&directory, &kept) {
             // An attempt that never got as far as a directory has none to keep.

@@ -8,6 +8,7 @@
 //!     outputDir/        for what a training job leaves
 //!   modules.zip         the Python modules, for executors on other machines
 //!   driver.sock  stdout.log  stderr.log  spark.properties  tmp/
+//!   database.json     until the driver has read it
 //! ```
 //!
 //! Names are safe before they come here ([`StagedPath`]); this module writes, and says what the file system says.

@@ -13,6 +13,7 @@ use super::check::Plan;
 use super::contract::Contract;
 use super::stage::Staged;
 use super::{Context, End, Stop, StopReason};
+use crate::config::Secret;
 use crate::runtimes::{Runtime, Sent};
 use crate::spark::guard::LaunchError;
 use crate::spark::{Application, Submission, SubmitError};
@@ -53,7 +54,9 @@ pub async fn submit<'a>(
     if let Some(reason) = stop.reason() {
         return Err(stopped(reason));
     }
+    let login = login(context, plan)?;
     let submission = Submission {
+        login,
         directory: staged.directory.clone(),
         working_directory: staged.working_directory.clone(),
         modules: staged.modules.clone(),
@@ -69,6 +72,17 @@ pub async fn submit<'a>(
         Ok(application) => Ok(Submitted { application, permit }),
         Err(error) => Err(failed(&error)),
     }
+}
+
+/// What the driver needs to be let into the database, where the job reads it.
+fn login(context: &Context, plan: &Plan) -> Result<Option<Secret>, End> {
+    if !plan.contract().is_some_and(Contract::reads_database) {
+        return Ok(None);
+    }
+    context.settings.sql.login().map_err(|error| {
+        let message = format!("the password of the database (sql.password_file) cannot be read: {error}");
+        End::Failed { failure: Box::new(plain(FailureClass::Infrastructure, message)), may_pass: true }
+    })
 }
 
 /// The end of an attempt that was stopped while nothing of it ran.

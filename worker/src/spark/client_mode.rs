@@ -29,6 +29,8 @@ pub const STANDARD_OUTPUT: &str = "stdout.log";
 pub const STANDARD_ERROR: &str = "stderr.log";
 /// Properties that hold secrets, in an attempt's directory.
 const PROPERTIES: &str = "spark.properties";
+/// What lets the driver into a database, in an attempt's directory. The driver removes it before it loads the model.
+pub const LOGIN: &str = "database.json";
 /// What the attempt may fill with temporary files, in its directory.
 const TEMPORARY: &str = "tmp";
 
@@ -145,6 +147,10 @@ impl ClientMode {
             .map_err(|source| SubmitError::Directory { what: "the folder for temporary files", source })?;
         environment.set_default("SPARK_LOCAL_DIRS", &temporary);
         environment.set_default("TMPDIR", &temporary);
+        if let Some(login) = &submission.login {
+            write_secret(&submission.directory.join(LOGIN), login.expose())
+                .map_err(|source| SubmitError::Directory { what: "the database's login", source })?;
+        }
         if submission.command_line.master() == Master::Local {
             // Spark looks up the machine's name, which fails where a machine does not know its own.
             environment.set_default("SPARK_LOCAL_IP", "127.0.0.1");

@@ -15,7 +15,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use crate::config::SparkSettings;
+use crate::config::{Secret, SparkSettings};
 use argv::CommandLine;
 use guard::{BootTime, Exit};
 use report::Word;
@@ -63,6 +63,8 @@ pub struct Submission {
     pub environment: Option<PathBuf>,
     /// What spark-submit is told.
     pub command_line: CommandLine,
+    /// The user and the password of the database that the driver reads, as JSON.
+    pub login: Option<Secret>,
     /// Java only starts Python processes and waits for them, so that it may be started with little.
     pub leaves_java_idle: bool,
     /// The settings of the runtime that was chosen for it, when it is not that of the worker's settings.
