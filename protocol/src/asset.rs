@@ -40,7 +40,7 @@ const STAGED: [&str; 5] = [MODEL_SOURCE, MODEL_METADATA, DRIVER, MODEL_JOB, MODE
 
 /// Top-level modules that a file of a job must not stand in front of: the driver and Spark import them by name from the
 /// same directory.
-const SHADOWED: [&str; 13] = [
+const SHADOWED: [&str; 14] = [
     "model_source_code",
     "model_job_metadata",
     "modeloppysparkdriver",
@@ -50,6 +50,7 @@ const SHADOWED: [&str; 13] = [
     "modeloprecords",
     "modelopschemas",
     "modelopspark",
+    "modelopworkers",
     "pyspark",
     "py4j",
     "sitecustomize",

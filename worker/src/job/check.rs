@@ -484,6 +484,7 @@ mod tests {
             master: "local[*]".into(),
             python: "python3".into(),
             records: records(),
+            sql: SqlSettings::default(),
             file_system: None,
         };
         judge.plan(&job).map_err(|faults| faults.into_iter().map(|fault| fault.message).collect())
