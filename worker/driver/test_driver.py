@@ -529,6 +529,19 @@ class ModelFailure(DriverTest):
             {"file": "pkg/helper.py", "line": 4, "function": "load", "text": "json.loads('{')"},
         )
 
+    def test_helpers_that_import_each_other_fail_at_the_import_that_cannot_be_done(self):
+        exception = self.model_failure(
+            "from pkg.one import f\ndef score(a, b, c):\n    f()\n",
+            "ImportError",
+            files={
+                "pkg/__init__.py": "",
+                "pkg/one.py": "from pkg.two import g\n\ndef f():\n    g()\n",
+                "pkg/two.py": "from pkg.one import f\n\ndef g():\n    f()\n",
+            },
+        )
+        self.assertIn("circular import", exception["message"])
+        self.assertEqual((exception["frame"]["file"], exception["frame"]["line"]), ("pkg/two.py", 1))
+
     def test_libraries_unpacked_in_the_working_directory_are_not_the_models_own(self):
         source = "import sys\nsys.path.append('env/site-packages')\ndef score(a, b, c):\n    import lib\n    lib.f()\n"
         exception = self.model_failure(
