@@ -196,7 +196,7 @@ impl CommandLine {
         };
         let java_is_told =
             said(JAVA_OPTIONS) || JAVA_VARIABLES.iter().any(|name| environment.get(name).is_some());
-        let counts = |name: &str| !said(name) && !(name == DEFAULT_JAVA_OPTIONS && java_is_told);
+        let counts = |name: &str| !(said(name) || name == DEFAULT_JAVA_OPTIONS && java_is_told);
         FOR_IDLE_JAVA.into_iter().filter(|(name, _)| counts(name)).collect()
     }
 
