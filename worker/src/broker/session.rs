@@ -151,14 +151,11 @@ async fn ended(connection: &Connection) -> String {
             Err(_) if connection.status().connected() => continue,
             Err(_) => return "it ended without a word".to_owned(),
         };
-        match event {
-            Event::Error(error) => {
-                if !connection.status().connected() {
-                    return error.to_string();
-                }
-                tracing::debug!(%error, "an error on a connection that goes on");
+        if let Event::Error(error) = event {
+            if !connection.status().connected() {
+                return error.to_string();
             }
-            _ => {}
+            tracing::debug!(%error, "an error on a connection that goes on");
         }
     }
 }

@@ -844,10 +844,11 @@ mod tests {
         };
         let source = Source::read("# modelop.schema.0: in.avsc\n");
         let whole = contents(r#"[{"name": "a", "type": "int"}]"#);
-        let (contract, _) = draft(&whole, &source, &settings(), None).unwrap();
+        let (contract, _) = draft(&whole, &source, &settings(), &SqlSettings::default(), None).unwrap();
         assert_eq!(sorted(contract.inputs[0].schema.as_ref().unwrap()), FIELD);
         assert_eq!(contract.inputs[0].size, Some(4));
-        let faults = draft(&contents("[{}]"), &source, &settings(), None).unwrap_err();
+        let faults =
+            draft(&contents("[{}]"), &source, &settings(), &SqlSettings::default(), None).unwrap_err();
         assert_eq!(faults[0].pointer, "/model/storedModel/modelAssets/1");
     }
 
