@@ -626,6 +626,21 @@ mod tests {
     }
 
     #[test]
+    fn whole_frames_may_take_the_memory_that_the_job_asks_for() {
+        let memory = |parameters: serde_json::Value| {
+            let more = json!({
+                "jobType": "MODEL_BATCH_TEST_JOB", "jobParameters": parameters,
+                "inputData": [{"assetType": "FILE", "filename": "in.csv", "fileContent": "YQo="}],
+            });
+            let keys = json!({"metricsFunction": "measure"});
+            let plan = plan_job("def measure(frame):\n    return {}\n", keys, more).unwrap();
+            plan.contract().unwrap().memory
+        };
+        assert_eq!(memory(json!({"--driver-memory": "512MB"})), Some(512 << 20));
+        assert_eq!(memory(json!({})), records().memory);
+    }
+
+    #[test]
     fn a_training_job_brings_nothing_into_the_folder_of_what_it_leaves() {
         let file = |name: &str| {
             let more = json!({"jobType": "MODEL_BATCH_TRAINING_JOB", "inputData": [
