@@ -7,6 +7,7 @@ mod attachments;
 mod broker;
 mod cancel;
 mod chaos;
+mod cluster;
 mod command_line;
 mod examples;
 mod faults;

@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod chaos;
+pub mod cluster;
 pub mod jobs;
 pub mod program;
 pub mod repository;
