@@ -40,14 +40,14 @@ with tarfile.open(folder + "/evil.tar.gz", "w:gz") as archive:
 open(folder + "/plain.zip", "w").write("plain")
 "#;
 
-fn packed() -> tempfile::TempDir {
+pub(crate) fn packed() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let done = Command::new("python3").args(["-c", PACK]).arg(folder.path()).status().unwrap();
     assert!(done.success());
     folder
 }
 
-fn job(more: Vec<Value>) -> Value {
+pub(crate) fn job(more: Vec<Value>) -> Value {
     let mut job = json!({
         "id": "attached", "jobType": "MODEL_BATCH_JOB",
         "model": {"storedModel": {"modelAssets": [{
@@ -60,7 +60,7 @@ fn job(more: Vec<Value>) -> Value {
     job
 }
 
-fn external(url: &str, name: &str) -> Value {
+pub(crate) fn external(url: &str, name: &str) -> Value {
     json!({"assetType": "EXTERNAL_FILE", "fileUrl": url, "filename": name})
 }
 
@@ -70,7 +70,7 @@ fn file(folder: &Path, name: &str) -> Value {
 }
 
 /// Runs a job here and now, without a broker; gives its last event.
-fn end_of(job: &Value, settings: &[&str], environment: &[(&str, &str)]) -> Event {
+pub(crate) fn end_of(job: &Value, settings: &[&str], environment: &[(&str, &str)]) -> Event {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("job.json");
     std::fs::write(&path, job.to_string()).unwrap();
@@ -88,7 +88,7 @@ fn end_of(job: &Value, settings: &[&str], environment: &[(&str, &str)]) -> Event
     serde_json::from_str(last).unwrap()
 }
 
-fn said(end: &Event) -> String {
+pub(crate) fn said(end: &Event) -> String {
     assert_eq!(end.data.job_result, Some(JobResult::Success), "{end:?}");
     let outputs = end.data.output_data.as_ref().unwrap();
     let content = STANDARD.decode(outputs[0]["fileContent"].as_str().unwrap()).unwrap();

@@ -11,6 +11,7 @@ mod cluster;
 mod command_line;
 mod examples;
 mod faults;
+mod hdfs;
 mod hostile;
 mod life;
 mod ownership;

@@ -11,11 +11,11 @@ use spark_runtime_tests::jobs::{assets, job};
 use spark_runtime_tests::program::Worker;
 use spark_runtime_tests::s3::{ACCESS_KEY, S3, SECRET_KEY};
 
-const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
-const RETRY: &str = "retry.delays=200ms";
+pub(crate) const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
+pub(crate) const RETRY: &str = "retry.delays=200ms";
 
 /// A training job that does what it is told and leaves its files at `place`.
-fn training(id: &str, place: Option<&str>, directives: &[&str]) -> String {
+pub(crate) fn training(id: &str, place: Option<&str>, directives: &[&str]) -> String {
     let mut job = job(id, directives);
     job["jobType"] = json!("MODEL_BATCH_TRAINING_JOB");
     assets(&mut job)[0]["trainingFunction"] = json!("score");

@@ -229,7 +229,7 @@ fn unwritable(error: StageError) -> End {
 fn failed(error: &StorageError, external: &External, settings: &AttachmentSettings) -> End {
     let pointer = format!("{}/fileUrl", external.pointer);
     match error {
-        StorageError::NoPlace { .. } | StorageError::NotThere { .. } => {
+        StorageError::NoPlace { .. } | StorageError::NotThere { .. } | StorageError::NoFolder { .. } => {
             rejected(&pointer, &error.to_string())
         }
         StorageError::TooLarge { .. } => {

@@ -3,9 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hdfs_native::ClientBuilder;
+use hdfs_native::{ClientBuilder, HdfsError};
 use hdfs_native_object_store::HdfsObjectStore;
-use object_store::ObjectStore;
+use object_store::{Error, ObjectStore};
+
+/// How often a NameNode that cannot be reached is tried, and the others of its name service in turn; with the client's own
+/// pauses in between that is about a quarter of a minute. Its own default is several minutes, longer than any step here
+/// may take, so that nobody would be told what is wrong.
+const ATTEMPTS: (&str, &str) = ("dfs.client.failover.max.attempts", "5");
 
 /// The store behind `authority` (`hdfs://name-node:port`, or nothing for that of the configuration in `folder`).
 pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Arc<dyn ObjectStore>, String> {
@@ -14,21 +19,35 @@ pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Arc<dyn Obj
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         builder = builder.with_io_runtime(runtime);
     }
+    let mut attempts = None;
     if let Some(folder) = folder {
         builder = builder.with_config_dir(folder.display().to_string());
+        attempts = property(folder, "hdfs-site.xml", ATTEMPTS.0)?;
+    }
+    if attempts.is_none() {
+        builder = builder.with_config([ATTEMPTS]);
     }
     if !authority.is_empty() {
         builder = builder.with_url(authority);
     }
-    let unusable = |error: hdfs_native::HdfsError| {
-        format!("is on HDFS, whose configuration does not do (HADOOP_CONF_DIR): {error}")
+    let unusable = |error: HdfsError| match (&error, authority.split_once("://")) {
+        (HdfsError::InvalidArgument(reason), Some((_, name))) if reason.contains("No NameNode hosts") => {
+            format!("is on HDFS, and no configuration names the NameNodes of {name:?} (HADOOP_CONF_DIR)")
+        }
+        _ => format!("is on HDFS, whose configuration does not do (HADOOP_CONF_DIR): {error}"),
     };
     Ok(Arc::new(HdfsObjectStore::new(builder.build().map_err(unusable)?)))
 }
 
 /// `fs.defaultFS` in a folder with Hadoop's configuration, when it is one to go to.
 pub(super) fn default_file_system(folder: &Path) -> Result<Option<String>, String> {
-    let path = folder.join("core-site.xml");
+    let named = property(folder, "core-site.xml", "fs.defaultFS")?;
+    Ok(named.filter(|value| !value.starts_with("file:")))
+}
+
+/// A property in a file of Hadoop's configuration, when the file is there and has it.
+fn property(folder: &Path, file: &str, name: &str) -> Result<Option<String>, String> {
+    let path = folder.join(file);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -42,9 +61,68 @@ pub(super) fn default_file_system(folder: &Path) -> Result<Option<String>, Strin
     };
     let properties = document.descendants().filter(|node| node.has_tag_name("property"));
     let mut named = properties
-        .filter(|property| value_of(*property, "name").as_deref() == Some("fs.defaultFS"))
+        .filter(|property| value_of(*property, "name").as_deref() == Some(name))
         .filter_map(|property| value_of(property, "value"));
-    Ok(named.next_back().filter(|value| !value.starts_with("file:")))
+    Ok(named.next_back())
+}
+
+/// What HDFS means by an error: what kind it is, and a reason that a user can read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The path leads through a file.
+    NoFolder(String),
+    /// It will not go better if it is only tried again.
+    Refused(String),
+    /// It may.
+    Failed(String),
+}
+
+/// Reads an error of the store; `None` when it is not one of HDFS.
+pub(super) fn meaning(error: &Error) -> Option<Meaning> {
+    let Error::Generic { source, .. } = error else { return None };
+    Some(match source.downcast_ref::<HdfsError>()? {
+        HdfsError::RPCError(class, message) | HdfsError::FatalRPCError(class, message) => {
+            remote(class.rsplit('.').next().unwrap_or(class), first_line(message))
+        }
+        HdfsError::IOError(error) => Meaning::Failed(format!("HDFS cannot be reached: {error}")),
+        error @ (HdfsError::SASLError(_) | HdfsError::GSSAPIError(..) | HdfsError::NoSASLMechanism) => {
+            Meaning::Refused(format!("HDFS does not let the worker in: {error}"))
+        }
+        error => Meaning::Failed(error.to_string()),
+    })
+}
+
+/// What an exception of the NameNode means, by the name of its class without the package.
+fn remote(class: &str, message: &str) -> Meaning {
+    match class {
+        "AccessControlException" | "ParentNotDirectoryException"
+            if message.contains("is not a directory") =>
+        {
+            let file = message.split(" (is not").next().unwrap_or(message);
+            Meaning::NoFolder(format!("{file} is a file, and no folder"))
+        }
+        "AccessControlException" => Meaning::Refused(format!("HDFS denies it: {message}")),
+        "AuthorizationException" | "InvalidToken" => {
+            Meaning::Refused(format!("HDFS does not let the worker in: {message}"))
+        }
+        _ if class.ends_with("QuotaExceededException") => {
+            Meaning::Refused(format!("a quota of HDFS does not allow it: {message}"))
+        }
+        "SafeModeException" => {
+            Meaning::Failed(format!("HDFS is in safe mode and takes no changes: {message}"))
+        }
+        "StandbyException" => Meaning::Failed(format!("no NameNode is active: {message}")),
+        "IOException" if message.contains("must both be directories") => {
+            Meaning::Refused("a folder lies in the place of the file".to_owned())
+        }
+        "IOException" | "RemoteException" => Meaning::Failed(format!("HDFS says: {message}")),
+        _ => Meaning::Failed(format!("HDFS says {class}: {message}")),
+    }
+}
+
+/// What stands before the lines that say where in the NameNode's own source it was.
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or_default().trim()
 }
 
 #[cfg(test)]
@@ -65,5 +143,67 @@ mod tests {
         }
         std::fs::write(folder.path().join("core-site.xml"), "<configuration>").unwrap();
         assert!(default_file_system(folder.path()).unwrap_err().contains("is no XML"));
+    }
+
+    #[test]
+    fn what_a_name_node_says_is_told_in_words_and_without_its_own_source() {
+        let of = |class: &str, message: &str| {
+            let source = HdfsError::RPCError(class.to_owned(), message.to_owned());
+            meaning(&Error::Generic { store: "HDFS", source: Box::new(source) }).unwrap()
+        };
+        assert_eq!(
+            of(
+                "org.apache.hadoop.security.AccessControlException",
+                "Permission denied: user=ann, access=WRITE, inode=\"/\":root:supergroup:drwxr-xr-x\n\tat org.apache.X(X.java:1)"
+            ),
+            Meaning::Refused(
+                "HDFS denies it: Permission denied: user=ann, access=WRITE, inode=\"/\":root:supergroup:drwxr-xr-x"
+                    .to_owned()
+            )
+        );
+        assert_eq!(
+            of("org.apache.hadoop.security.AccessControlException", "/data/hi (is not a directory)\n\tat x"),
+            Meaning::NoFolder("/data/hi is a file, and no folder".to_owned())
+        );
+        assert_eq!(
+            of(
+                "org.apache.hadoop.hdfs.protocol.DSQuotaExceededException",
+                "The DiskSpace quota of /s is exceeded"
+            ),
+            Meaning::Refused(
+                "a quota of HDFS does not allow it: The DiskSpace quota of /s is exceeded".to_owned()
+            )
+        );
+        assert_eq!(
+            of(
+                "org.apache.hadoop.hdfs.server.namenode.SafeModeException",
+                "Cannot create file/x.\nResources are low"
+            ),
+            Meaning::Failed("HDFS is in safe mode and takes no changes: Cannot create file/x.".to_owned())
+        );
+        assert_eq!(
+            of("java.io.IOException", "Source /a/.m.tmp.1 and destination /a/m must both be directories"),
+            Meaning::Refused("a folder lies in the place of the file".to_owned())
+        );
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = Error::Generic { store: "HDFS", source: Box::new(HdfsError::IOError(refused)) };
+        assert_eq!(
+            meaning(&error),
+            Some(Meaning::Failed("HDFS cannot be reached: connection refused".to_owned()))
+        );
+        assert_eq!(
+            meaning(&Error::NotImplemented { operation: String::new(), implementer: String::new() }),
+            None
+        );
+    }
+
+    #[test]
+    fn a_name_service_that_nobody_configured_is_told_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(
+            open("hdfs://production", Some(folder.path())).map(drop),
+            Err("is on HDFS, and no configuration names the NameNodes of \"production\" (HADOOP_CONF_DIR)"
+                .to_owned())
+        );
     }
 }

@@ -52,6 +52,14 @@ pub enum StorageError {
         /// The place.
         url: String,
     },
+    /// The path leads through a file, so that nothing can be there.
+    #[error("{url} cannot be there: {reason}")]
+    NoFolder {
+        /// The place.
+        url: String,
+        /// Which file.
+        reason: String,
+    },
     /// It has more bytes than may be taken.
     #[error("{url} has more than {most} bytes")]
     TooLarge {
@@ -90,6 +98,14 @@ impl StorageError {
 
     fn of(url: &str, error: &Error) -> Self {
         let url = url.to_owned();
+        #[cfg(feature = "hdfs")]
+        if let Some(meaning) = hdfs::meaning(error) {
+            return match meaning {
+                hdfs::Meaning::NoFolder(reason) => Self::NoFolder { url, reason: one_line(&reason) },
+                hdfs::Meaning::Refused(reason) => Self::Refused { url, reason: one_line(&reason) },
+                hdfs::Meaning::Failed(reason) => Self::Failed { url, reason: one_line(&reason) },
+            };
+        }
         let reason = one_line(&error.to_string());
         match error {
             Error::NotFound { .. } => Self::NotThere { url },
@@ -344,7 +360,14 @@ impl Place {
     /// # Errors
     /// [`StorageError`].
     pub async fn write(&self, content: Bytes) -> Result<(), StorageError> {
-        self.step(self.store.put(&self.path, content.into())).await.map(drop)
+        let written = self.step(self.store.put(&self.path, content.into())).await.map(drop);
+        if let Err(StorageError::Refused { .. }) = written {
+            // HDFS may have taken the content and refused the name.
+            if let Err(error) = self.remove_remains().await {
+                tracing::debug!(%error, "what was written of a file could not be removed");
+            }
+        }
+        written
     }
 
     /// Begins to write a large file, which is there once it is finished, and not before.
@@ -441,8 +464,12 @@ impl Writing<'_> {
 
     /// Removes what was written, as far as the store lets it.
     pub async fn abandon(mut self) {
-        if let Err(error) = self.place.step(self.upload.abort()).await {
-            tracing::debug!(%error, "what was written of a file could not be removed");
+        let aborted = self.place.step(self.upload.abort()).await.map(drop);
+        // One that was finished and then not given its name cannot be aborted any more.
+        for removed in [aborted, self.place.remove_remains().await] {
+            if let Err(error) = removed {
+                tracing::debug!(%error, "what was written of a file could not be removed");
+            }
         }
     }
 }
