@@ -24,3 +24,4 @@ mod spark;
 mod time_out;
 mod tls;
 mod training;
+mod yarn;

@@ -18,7 +18,7 @@ use spark_runtime_tests::repository::Repository;
 use spark_runtime_tests::{project, until};
 use tokio::sync::{Mutex, MutexGuard};
 
-const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
+pub(crate) const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
 
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -67,7 +67,7 @@ impl Parts {
     }
 }
 
-fn spark_job(id: &str, source: &str) -> Value {
+pub(crate) fn spark_job(id: &str, source: &str) -> Value {
     json!({
         "id": id, "jobType": "MODEL_BATCH_JOB",
         "model": {"storedModel": {"modelAssets": [{

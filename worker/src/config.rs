@@ -352,7 +352,7 @@ pub static SETTINGS: &[Setting] = &[
         "spark.master",
         Kind::Text,
         "local[*]",
-        "The master for jobs that do not name one: `local[*]`, `local[2]` or `spark://host:7077`.",
+        "The master for jobs that do not name one: `local[*]`, `local[2]`, `spark://host:7077` or `yarn`.",
     ),
     setting(
         "spark.python",

@@ -1,4 +1,4 @@
-//! Client mode, local or on a standalone cluster: the driver is a child on this machine, and its end is the end.
+//! Client mode, local, on a standalone cluster or on YARN: the driver is a child on this machine, and its end is the end.
 //!
 //! A driver that needs no Spark session is started by Python itself, with no JVM, in the same directory and environment.
 //!

@@ -363,6 +363,8 @@ pub enum Master {
     Local,
     /// On a standalone cluster, with the driver on the worker's machine.
     Standalone,
+    /// On YARN, with the driver on the worker's machine.
+    Yarn,
 }
 
 impl Master {
@@ -372,7 +374,7 @@ impl Master {
         match self {
             // Threads of the driver's JVM, whose Python starts in its directory.
             Self::Local => false,
-            Self::Standalone => true,
+            Self::Standalone | Self::Yarn => true,
         }
     }
 
@@ -381,6 +383,9 @@ impl Master {
     pub fn of(value: &str) -> Option<Self> {
         if value.starts_with("spark://") && value.len() > "spark://".len() {
             return Some(Self::Standalone);
+        }
+        if value == "yarn" {
+            return Some(Self::Yarn);
         }
         let rest = value.strip_prefix("local")?;
         if rest.is_empty() {
@@ -397,12 +402,12 @@ fn master(value: &str) -> Result<String, String> {
     if Master::of(value).is_some() {
         return Ok(value.to_owned());
     }
-    if value == "yarn" || value.starts_with("k8s://") || value.starts_with("mesos:") {
+    if value.starts_with("yarn-") || value.starts_with("k8s://") || value.starts_with("mesos:") {
         return Err(format!(
-            "{value:?} is a kind of cluster that this version does not run on; use local[*] or spark://"
+            "{value:?} is a kind of cluster that this version does not run on; use local[*], spark:// or yarn"
         ));
     }
-    Err(format!("{value:?} is no master; give local[*], local[2] or spark://host:7077"))
+    Err(format!("{value:?} is no master; give local[*], local[2], spark://host:7077 or yarn"))
 }
 
 #[cfg(test)]
@@ -424,7 +429,7 @@ mod tests {
             ("spark.yarn.tags", "x"),
             ("spark.yarn.submit.waitAppCompletion", "false"),
             ("--conf", "spark.kubernetes.submission.waitAppCompletion=false"),
-            ("--master", "yarn"),
+            ("--master", "yarn-cluster"),
             ("spark.master", "k8s://x"),
             ("--kill", "x"),
         ] {
@@ -509,7 +514,8 @@ mod tests {
             assert_eq!(Master::of(local), Some(Master::Local), "{local}");
         }
         assert_eq!(Master::of("spark://h:7077"), Some(Master::Standalone));
-        for other in ["local[0]", "local[x]", "localhost", "yarn", "", "spark://", "local["] {
+        assert_eq!(Master::of("yarn"), Some(Master::Yarn));
+        for other in ["local[0]", "local[x]", "localhost", "yarn-client", "YARN", "", "spark://", "local["] {
             assert_eq!(Master::of(other), None, "{other}");
         }
     }
