@@ -1,10 +1,17 @@
-//! Jobs whose executors run on a real YARN.
+//! A real YARN: jobs whose executors run there, and what its ResourceManager knows of applications.
 
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 use serde_json::json;
 use spark_runtime_protocol::event::EventKind;
 use spark_runtime_tests::broker::Vhost;
-use spark_runtime_tests::cluster::{Cluster, Part};
+use spark_runtime_tests::cluster::{Cluster, Daemon, Part};
 use spark_runtime_tests::jobs::assets;
+use spark_runtime_worker::spark::yarn::configuration::addresses;
+use spark_runtime_worker::spark::yarn::follow::{Following, Pace, Sight, Watch};
+use spark_runtime_worker::spark::yarn::resource_manager::{Report, ResourceManager, Standing};
 
 use crate::spark::{DELAYS, Parts, spark_job};
 
@@ -64,4 +71,73 @@ async fn a_job_runs_on_yarn_with_its_helpers_on_the_executors_and_its_data_in_hd
     })
     .await;
     assert_eq!((&application["name"], &application["finalStatus"]), (&json!("on yarn"), &json!("SUCCEEDED")));
+}
+
+/// Waits until what is known of an application is as wanted.
+async fn until_seen(following: &mut Following, wanted: impl Fn(&Sight) -> bool) -> Sight {
+    let seen = async {
+        let mut sight = following.sight();
+        while !wanted(&sight) {
+            sight = following.changed().await;
+        }
+        sight
+    };
+    tokio::time::timeout(spark_runtime_tests::PATIENCE, seen)
+        .await
+        .unwrap_or_else(|_| panic!("{following:?}"))
+}
+
+fn first(sight: &Sight) -> Option<&Report> {
+    if let Sight::Seen(reports) = sight { reports.first() } else { None }
+}
+
+#[tokio::test]
+async fn applications_of_a_real_yarn_are_found_by_their_tags_followed_and_ended() {
+    let (cluster, _alone) = Cluster::alone(&[Part::Yarn]).await;
+    let addresses = addresses(Path::new(&cluster.setting("HADOOP_CONF_DIR"))).unwrap();
+    assert_eq!(addresses, [cluster.setting("YARN_URI")]);
+    let pace = Pace {
+        quick: Duration::from_millis(100),
+        slow: Duration::from_millis(500),
+        away: Duration::from_millis(500),
+    };
+    let client = ResourceManager::new(&addresses, Some(&Cluster::superuser())).unwrap();
+    let watch = Watch::start(client, pace);
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let (lives, fails) = (format!("{unique}-1"), format!("{unique}-2"));
+    let (mut living, mut failing) = (watch.follow(&lives).unwrap(), watch.follow(&fails).unwrap());
+    until_seen(&mut living, |sight| matches!(sight, Sight::Missing { .. })).await;
+
+    let alive = cluster.yarn_submit(&[&lives, "of-the-user"], "sleep 600");
+    let failed = cluster.yarn_submit(&[&fails], "echo no such thing >&2; exit 7");
+    let sight = until_seen(&mut living, |sight| first(sight).is_some()).await;
+    let report = first(&sight).unwrap();
+    assert_eq!((&report.id, report.standing()), (&alive, Standing::Waiting));
+    assert!(report.has_tag("of-the-user") && report.started_time > 1_700_000_000_000);
+    let sight =
+        until_seen(&mut failing, |sight| first(sight).is_some_and(|report| report.state.is_over())).await;
+    let report = first(&sight).unwrap();
+    assert_eq!((&report.id, report.standing()), (&failed, Standing::Failed));
+    assert!(report.reason().contains("exitCode: 7"), "{report:?}");
+
+    // A ResourceManager that stands still is no answer, and none of what is followed is over by it.
+    cluster.signal(Daemon::ResourceManager, Signal::SIGSTOP);
+    let sight = until_seen(&mut living, |sight| matches!(sight, Sight::Unknown { .. })).await;
+    cluster.signal(Daemon::ResourceManager, Signal::SIGCONT);
+    let Sight::Unknown { error, .. } = sight else { unreachable!() };
+    assert!(error.to_string().contains("does not answer within 20 s"), "{error}");
+    until_seen(&mut living, |sight| first(sight).is_some()).await;
+
+    assert_eq!(watch.cluster().kill(&alive).await, Ok(true));
+    let sight =
+        until_seen(&mut living, |sight| first(sight).is_some_and(|report| report.state.is_over())).await;
+    let report = first(&sight).unwrap();
+    assert_eq!(report.standing(), Standing::Killed);
+    assert!(report.reason().contains("was killed by user"), "{report:?}");
+    // Once more changes nothing, and what is not there cannot be ended.
+    assert_eq!(watch.cluster().kill(&alive).await, Ok(true));
+    let never = format!("{}9999", &alive[..alive.len() - 4]);
+    assert_eq!(watch.cluster().kill(&never).await, Ok(false));
+    assert_eq!(watch.cluster().application(&never).await, Ok(None));
+    assert_eq!(watch.cluster().application("nonsense").await, Ok(None));
 }

@@ -261,6 +261,29 @@ impl Cluster {
         (status, body)
     }
 
+    /// Submits an application to YARN that has these tags and does what a shell command says, which no master of its own
+    /// looks after: it is accepted, and runs no further. Gives its id.
+    ///
+    /// # Panics
+    /// When YARN does not take it.
+    #[must_use]
+    pub fn yarn_submit(&self, tags: &[&str], command: &str) -> String {
+        let apps = format!("{}/ws/v1/cluster/apps", self.setting("YARN_URI"));
+        let user = format!("user.name={}", Self::superuser());
+        let (status, _, body) = http("POST", &format!("{apps}/new-application?{user}"), b"");
+        assert_eq!(status, 200, "{}", text(&body));
+        let made: Value = serde_json::from_slice(&body).unwrap();
+        let id = made["application-id"].as_str().unwrap().to_owned();
+        let application = serde_json::json!({
+            "application-id": id, "application-name": "shell", "application-type": "SPARK", "max-app-attempts": 1,
+            "application-tags": {"tag": tags}, "resource": {"memory": 256, "vCores": 1},
+            "am-container-spec": {"commands": {"command": command}},
+        });
+        let (status, _, body) = http("POST", &format!("{apps}?{user}"), application.to_string().as_bytes());
+        assert_eq!(status, 202, "{}", text(&body));
+        id
+    }
+
     /// Asks YARN's ResourceManager, with `/ws/v1/cluster/...`.
     ///
     /// # Panics
@@ -283,9 +306,10 @@ fn http(method: &str, url: &str, content: &[u8]) -> (u16, String, Vec<u8>) {
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let mut stream = TcpStream::connect(authority).expect("the server is there");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let kind = if method == "POST" { "application/json" } else { "application/octet-stream" };
     write!(
         stream,
-        "{method} /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Type: application/octet-stream\r\n\
+        "{method} /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Type: {kind}\r\n\
          Content-Length: {}\r\n\r\n",
         content.len()
     )

@@ -58,6 +58,8 @@ pub mod clock;
 pub mod config;
 pub mod crash;
 pub mod disk;
+#[cfg(any(feature = "hdfs", feature = "yarn"))]
+pub mod hadoop;
 pub mod job;
 pub mod program;
 pub mod repository;

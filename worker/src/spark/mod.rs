@@ -10,6 +10,8 @@ pub mod guard;
 pub mod installation;
 pub mod policy;
 pub mod report;
+#[cfg(feature = "yarn")]
+pub mod yarn;
 
 use std::future::Future;
 use std::path::PathBuf;

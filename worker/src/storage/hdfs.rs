@@ -7,6 +7,8 @@ use hdfs_native::{ClientBuilder, HdfsError};
 use hdfs_native_object_store::HdfsObjectStore;
 use object_store::{Error, ObjectStore};
 
+use crate::hadoop::Configuration;
+
 /// How often a NameNode that cannot be reached is tried, and the others of its name service in turn; with the client's own
 /// pauses in between that is about a quarter of a minute. Its own default is several minutes, longer than any step here
 /// may take, so that nobody would be told what is wrong.
@@ -47,23 +49,9 @@ pub(super) fn default_file_system(folder: &Path) -> Result<Option<String>, Strin
 
 /// A property in a file of Hadoop's configuration, when the file is there and has it.
 fn property(folder: &Path, file: &str, name: &str) -> Result<Option<String>, String> {
-    let path = folder.join(file);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("cannot be told: {} cannot be read: {error}", path.display())),
-    };
-    let document = roxmltree::Document::parse(&text)
-        .map_err(|error| format!("cannot be told: {} is no XML: {error}", path.display()))?;
-    let value_of = |property: roxmltree::Node<'_, '_>, name: &str| {
-        let child = property.children().find(|child| child.has_tag_name(name))?;
-        Some(child.text()?.trim().to_owned())
-    };
-    let properties = document.descendants().filter(|node| node.has_tag_name("property"));
-    let mut named = properties
-        .filter(|property| value_of(*property, "name").as_deref() == Some(name))
-        .filter_map(|property| value_of(property, "value"));
-    Ok(named.next_back())
+    let configuration =
+        Configuration::read(folder, &[file]).map_err(|error| format!("cannot be told: {error}"))?;
+    Ok(configuration.get(name))
 }
 
 /// What HDFS means by an error: what kind it is, and a reason that a user can read.

@@ -1,0 +1,17 @@
+//! YARN: what its ResourceManager knows of applications, and how they are followed and ended by its REST interface.
+//!
+//! ```text
+//! addresses (yarn-site.xml) ──> ResourceManager ──> Watch ──> Following, one for each application
+//! ```
+//!
+//! An application is known by its tag, which it carries from the moment at which the ResourceManager has it. Nothing that
+//! a launcher says or how it ends counts: only what the ResourceManager says does, and "cannot be asked" is no state of
+//! an application.
+//!
+//! Nothing here submits anything yet: jobs run on YARN in client mode, as [`super::client_mode`] runs them.
+
+pub mod configuration;
+pub mod follow;
+pub mod resource_manager;
+#[cfg(test)]
+mod scripted;

@@ -1,0 +1,214 @@
+use std::sync::Arc;
+
+use super::super::scripted::{Scripted, answer, listing};
+use super::*;
+
+/// What a real ResourceManager (3.5.0) says of an application that waits for its first container; what no one reads is
+/// left out.
+const WAITING: &str = r#"{"id":"application_1795743950008_0001","user":"root","name":"t","queue":"root.default","state":"ACCEPTED",
+"finalStatus":"UNDEFINED","progress":0.0,"trackingUI":"UNASSIGNED",
+"diagnostics":"[Fri Nov 27 01:46:13 +0000 2026] Scheduler has assigned a container for AM","clusterId":1795743950008,"applicationType":"SPARK","applicationTags":"other,spark-runtime-abc-1",
+"priority":-1,"startedTime":1795743971596,"launchTime":0,"finishedTime":0,"elapsedTime":4801,"amContainerLogs":
+"http://localhost:28525/node/containerlogs/container_1795743950008_0001_01_000001/root","allocatedMB":256,"timeouts":{"timeout":[]}}"#;
+/// And of one that was killed.
+const KILLED: &str = r#"{"id":"application_1795743950008_0001","user":"root","name":"t","state":"KILLED","finalStatus":"KILLED",
+"trackingUI":"History","trackingUrl":"http://localhost:20607/cluster/app/application_1795743950008_0001","diagnostics":
+"Application application_1795743950008_0001 was killed by user root","applicationTags":"other,spark-runtime-abc-1","startedTime":1}"#;
+const NOT_FOUND: &str = r#"{"RemoteException":{"exception":"NotFoundException",
+"message":"app with id: application_1795743950008_0099 not found","javaClassName":"org.apache.hadoop.yarn.webapp.NotFoundException"}}"#;
+const NO_ID: &str = r#"{"RemoteException":{"exception":"BadRequestException",
+"message":"Invalid ApplicationId prefix: foo. The valid ApplicationId should start with prefix application","javaClassName":"org.apache.hadoop.yarn.webapp.BadRequestException"}}"#;
+
+fn redirect(to: &str) -> String {
+    format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nLocation: {to}/ws/v1/cluster/apps\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+}
+
+fn client(of: &[&Scripted]) -> ResourceManager {
+    let addresses: Vec<String> = of.iter().map(|scripted| scripted.address.clone()).collect();
+    ResourceManager::new(&addresses, Some("ann")).unwrap()
+}
+
+/// An address at which nothing listens.
+fn nobody() -> Scripted {
+    Scripted { address: "http://127.0.0.1:1".to_owned(), asked: Arc::default() }
+}
+
+const TAG: &str = "spark-runtime-abc-1";
+
+#[tokio::test]
+async fn applications_are_found_by_their_tags_with_one_question_for_all() {
+    let cluster = Scripted::start(vec![listing(&[WAITING]), answer("200 OK", r#"{"apps":{}}"#)]).await;
+    let client = client(&[&cluster]);
+    let found = client.tagged(&["spark-runtime-xyz-2", TAG]).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].id, "application_1795743950008_0001");
+    assert_eq!(found[0].standing(), Standing::Waiting);
+    assert!(found[0].has_tag(TAG) && !found[0].has_tag("spark-runtime-abc"));
+    assert_eq!(found[0].tracking_url, None);
+    assert_eq!(client.tagged(&[TAG]).await.unwrap(), []);
+    let first = "GET /ws/v1/cluster/apps?applicationTags=spark-runtime-xyz-2%2Cspark-runtime-abc-1&deSelects=resourceRequests&user.name=ann HTTP/1.1";
+    assert_eq!(cluster.asked()[0], first);
+    assert_eq!(cluster.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn somebody_elses_applications_are_not_taken_for_ours() {
+    // As a ResourceManager that does not know the filter would answer.
+    let cluster = Scripted::start(vec![listing(&[WAITING])]).await;
+    assert_eq!(client(&[&cluster]).tagged(&["spark-runtime-xyz-2"]).await.unwrap(), []);
+    // Or with another application than the one that was asked for.
+    let cluster = Scripted::start(vec![answer("200 OK", &format!(r#"{{"app":{WAITING}}}"#))]).await;
+    assert_eq!(client(&[&cluster]).application("application_1795743950008_0002").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_no_tag_can_be_is_refused_before_anybody_is_asked() {
+    let cluster = Scripted::start(vec![listing(&[])]).await;
+    for bad in ["", "a,b", "Upper", "ümlaut", "a b", &"x".repeat(101)] {
+        let error = client(&[&cluster]).tagged(&[TAG, bad]).await.unwrap_err();
+        assert_eq!(error, ResourceManagerError::Tag(bad.to_owned()));
+    }
+    assert_eq!(cluster.asked(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_application_that_was_killed_is_told_so_and_its_absence_only_by_yarns_own_word() {
+    let one = answer("200 OK", &format!(r#"{{"app":{KILLED}}}"#));
+    let page = "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 13\r\n\r\n<html></html>";
+    let answers = vec![
+        one,
+        answer("404 Not Found", NOT_FOUND),
+        answer("400 Bad Request", NO_ID),
+        page.to_owned(),
+        answer("500 Internal Server Error", r#"{"RemoteException":{"exception":"X","message":"m"}}"#),
+        answer("200 OK", "<html>"),
+        answer("200 OK", r#"{"app":{"id":7}}"#),
+    ];
+    let cluster = Scripted::start(answers).await;
+    let client = client(&[&cluster]);
+    let id = "application_1795743950008_0001";
+    let killed = client.application(id).await.unwrap().unwrap();
+    assert_eq!((killed.standing(), killed.state.is_over()), (Standing::Killed, true));
+    assert_eq!(killed.reason(), "Application application_1795743950008_0001 was killed by user root");
+    assert!(killed.tracking_url.unwrap().ends_with("/cluster/app/application_1795743950008_0001"));
+    assert_eq!(client.application(id).await.unwrap(), None);
+    assert_eq!(client.application(id).await.unwrap(), None);
+    let words = |error: ResourceManagerError| error.to_string().replace(&cluster.address, "http://rm");
+    let told = [
+        "no ResourceManager can be asked: http://rm/ fails with HTTP status 404",
+        "no ResourceManager can be asked: http://rm/ fails with X: m",
+        "no ResourceManager can be asked: http://rm/ says what is no answer: <html>",
+        "no ResourceManager can be asked: http://rm/ says what is no answer: invalid type: ",
+    ];
+    for expected in told {
+        let error = words(client.application(id).await.unwrap_err());
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_active_one_of_several_is_found_and_asked_first_from_then_on() {
+    let standby = Scripted::start(vec![redirect("http://127.0.0.1:1")]).await;
+    let active = Scripted::start(vec![listing(&[WAITING])]).await;
+    let away = nobody();
+    let client = client(&[&away, &standby, &active]);
+    assert_eq!(client.tagged(&[TAG]).await.unwrap().len(), 1);
+    assert_eq!(client.tagged(&[TAG]).await.unwrap().len(), 1);
+    assert_eq!((standby.asked().len(), active.asked().len()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_standby_that_is_alone_is_followed_to_whom_it_points_and_no_further() {
+    let active = Scripted::start(vec![listing(&[WAITING])]).await;
+    let standby = Scripted::start(vec![redirect(&active.address)]).await;
+    assert_eq!(client(&[&standby]).tagged(&[TAG]).await.unwrap().len(), 1);
+    // Two that point to each other.
+    let listener = Scripted::start(vec![redirect("http://127.0.0.1:1")]).await;
+    let other = Scripted::start(vec![redirect(&listener.address)]).await;
+    let error = client(&[&other]).tagged(&[TAG]).await.unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("{}/ is on standby; {}/ is on standby", other.address, listener.address)),
+        "{error}"
+    );
+    // One that knows nobody says so in words, and with the status of success.
+    let none =
+        Scripted::start(vec![answer("200 OK", "There is currently no active RM. Retry after 3 s.")]).await;
+    let error = client(&[&none]).application("application_1_1").await.unwrap_err().to_string();
+    assert!(error.ends_with("/ is on standby"), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_with_every_address_and_is_no_answer() {
+    let error = client(&[&nobody()]).application("application_1_1").await.unwrap_err();
+    let ResourceManagerError::Away(words) = error else { panic!("{error}") };
+    assert!(words.starts_with("http://127.0.0.1:1/ cannot be reached: Connection refused"), "{words}");
+    // One that closes the connection in the middle of its answer.
+    let cut = answer("200 OK", r#"{"apps":{"app":[]}}"#);
+    let cut = Scripted::start(vec![cut[..cut.len() - 5].to_owned()]).await;
+    assert!(matches!(client(&[&cut]).tagged(&[TAG]).await, Err(ResourceManagerError::Away(_))));
+}
+
+#[tokio::test]
+async fn a_kill_is_a_put_that_is_refused_in_words_or_misses() {
+    let forbidden = r#"{"RemoteException":{"exception":"ForbiddenException","message":"User ann cannot perform operation"}}"#;
+    let answers = vec![
+        answer("202 Accepted", r#"{"state":"RUNNING"}"#),
+        answer("404 Not Found", NOT_FOUND),
+        answer("403 Forbidden", forbidden),
+        answer("401 Unauthorized", "<html>"),
+    ];
+    let cluster = Scripted::start(answers).await;
+    let client = client(&[&cluster]);
+    // What would lead elsewhere is left out of the path.
+    assert_eq!(client.kill("application_1_1/../x?").await, Ok(true));
+    assert_eq!(client.kill("application_1_1").await, Ok(false));
+    let asked = cluster.asked.lock().unwrap()[0].clone();
+    assert!(
+        asked.starts_with("PUT /ws/v1/cluster/apps/application_1_1x/state?user.name=ann HTTP/1.1\r\n"),
+        "{asked}"
+    );
+    assert!(asked.ends_with("\r\n\r\n{\"state\":\"KILLED\"}"), "{asked}");
+    let refused = client.kill("application_1_1").await.unwrap_err();
+    assert!(refused.to_string().ends_with("/ refuses it: User ann cannot perform operation"), "{refused}");
+    let login = client.kill("application_1_1").await.unwrap_err().to_string();
+    assert!(login.contains("wants a login"), "{login}");
+}
+
+#[test]
+fn every_state_of_yarn_has_its_standing_and_only_two_words_together_are_a_success() {
+    let of = |state: &str, last: &str| {
+        let text = format!(r#"{{"id":"a","state":"{state}","finalStatus":"{last}"}}"#);
+        serde_json::from_str::<Report>(&text).unwrap().standing()
+    };
+    for waiting in ["NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED"] {
+        assert_eq!(of(waiting, "UNDEFINED"), Standing::Waiting, "{waiting}");
+    }
+    assert_eq!(of("RUNNING", "UNDEFINED"), Standing::Running);
+    assert_eq!(of("FINISHED", "SUCCEEDED"), Standing::Succeeded);
+    assert_eq!(of("FINISHED", "FAILED"), Standing::Failed);
+    assert_eq!(of("FINISHED", "UNDEFINED"), Standing::Failed);
+    assert_eq!(of("FINISHED", "KILLED"), Standing::Killed);
+    assert_eq!(of("FAILED", "SUCCEEDED"), Standing::Failed);
+    assert_eq!(of("KILLED", "UNDEFINED"), Standing::Killed);
+    assert_eq!(of("HIBERNATING", "SUCCEEDED"), Standing::Unknown);
+}
+
+#[test]
+fn so_many_tags_are_asked_for_at_once_as_fit_into_a_question() {
+    let owned: Vec<String> = (0..400).map(|number| format!("spark-runtime-{number:032}-1")).collect();
+    let tags: Vec<&str> = owned.iter().map(String::as_str).collect();
+    let portions = portions(&tags);
+    assert_eq!(portions.iter().map(|portion| portion.len()).sum::<usize>(), 400);
+    assert_eq!(portions.len(), 4);
+    assert_eq!(super::portions(&[]), [[""; 0]; 0]);
+}
+
+#[test]
+fn what_is_no_address_is_told() {
+    let none = ResourceManager::new(&[], None).unwrap_err();
+    assert_eq!(none, ResourceManagerError::NoAddress);
+    let bad = ResourceManager::new(&["ftp://x".to_owned()], None).unwrap_err();
+    assert!(bad.to_string().starts_with("\"ftp://x\" is no address of a ResourceManager: "), "{bad}");
+}
