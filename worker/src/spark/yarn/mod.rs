@@ -1,7 +1,9 @@
 //! YARN: what its ResourceManager knows of applications, and how they are followed and ended by its REST interface.
 //!
 //! ```text
-//! addresses (yarn-site.xml) ──> ResourceManager ──> Watch ──> Following, one for each application
+//! addresses (yarn-site.xml) ──> ResourceManager ──┬──> look_twice: is there an application of the job already?
+//!                                                 ├──> Watch ──> Following, one for each application
+//!                                                 └──> end: kill it, and wait until it is over
 //! ```
 //!
 //! An application is known by its tag, which it carries from the moment at which the ResourceManager has it. Nothing that
@@ -11,6 +13,8 @@
 //! Nothing here submits anything yet: jobs run on YARN in client mode, as [`super::client_mode`] runs them.
 
 pub mod configuration;
+pub mod end;
+pub mod find;
 pub mod follow;
 pub mod resource_manager;
 #[cfg(test)]

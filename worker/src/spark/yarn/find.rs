@@ -1,0 +1,169 @@
+//! Which application is a job's: by its tag, and never by what a launcher has said.
+//!
+//! A launcher may have died before YARN had taken its application, after that, or just in between. So nobody submits for
+//! a job before two looks with a grace in between have found nothing: then there is never more than one application, and
+//! never one that nobody knows of.
+//!
+//! This module must not submit anything.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::resource_manager::{Report, ResourceManager, ResourceManagerError};
+
+/// What every tag of ours begins with.
+const PREFIX: &str = "spark-runtime";
+/// How many digits of a digest a tag has: so many that no two jobs of a cluster ever share one.
+const DIGITS: usize = 32;
+
+/// The tag that every application of a job carries. Job ids have upper case, and any length; no tag has. `service` sets the
+/// jobs of one service apart from those of another on the same cluster, whose ids may be the same.
+#[must_use]
+pub fn job_tag(service: &str, job: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update((service.len() as u64).to_be_bytes());
+    hasher.update(service);
+    hasher.update(job);
+    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{PREFIX}-{}", &digest[..DIGITS])
+}
+
+/// The tag that the application of one attempt carries besides.
+#[must_use]
+pub fn attempt_tag(service: &str, job: &str, attempt: u32) -> String {
+    format!("{}-{attempt}", job_tag(service, job))
+}
+
+/// What was found of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// One of its applications is alive: it is to be followed, and nothing submitted.
+    Alive {
+        /// The one to follow: the first that was submitted, which is furthest.
+        first: Report,
+        /// Others, which are to be ended. There are none unless somebody else has submitted with the same tag.
+        others: Vec<Report>,
+    },
+    /// All of its applications are over; the latest comes first.
+    Over(Vec<Report>),
+    /// There is none.
+    Nothing,
+}
+
+/// Looks once for what carries `tag`.
+///
+/// # Errors
+/// [`ResourceManagerError`]: then nothing is known, and nothing may be submitted.
+pub async fn look(cluster: &ResourceManager, tag: &str) -> Result<Found, ResourceManagerError> {
+    let mut found = cluster.tagged(&[tag]).await?;
+    found.sort_by(|one, other| (one.started_time, &one.id).cmp(&(other.started_time, &other.id)));
+    let (mut alive, mut over): (Vec<Report>, Vec<Report>) =
+        found.into_iter().partition(|report| !report.state.is_over());
+    if alive.is_empty() {
+        over.reverse();
+        return Ok(if over.is_empty() { Found::Nothing } else { Found::Over(over) });
+    }
+    let first = alive.remove(0);
+    Ok(Found::Alive { first, others: alive })
+}
+
+/// Looks for what carries `tag`, and once more after `grace` when nothing of it is alive: a launcher that died a moment
+/// ago may have handed over what the ResourceManager does not tell of yet.
+///
+/// # Errors
+/// [`ResourceManagerError`]: then nothing is known, and nothing may be submitted.
+pub async fn look_twice(
+    cluster: &ResourceManager,
+    tag: &str,
+    grace: Duration,
+) -> Result<Found, ResourceManagerError> {
+    match look(cluster, tag).await? {
+        alive @ Found::Alive { .. } => Ok(alive),
+        Found::Over(_) | Found::Nothing => {
+            tokio::time::sleep(grace).await;
+            look(cluster, tag).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::resource_manager::is_tag;
+    use super::super::scripted::{Scripted, answer, listing, report};
+    use super::*;
+
+    const GRACE: Duration = Duration::from_millis(10);
+
+    fn client(cluster: &Scripted) -> ResourceManager {
+        ResourceManager::new(std::slice::from_ref(&cluster.address), None).unwrap()
+    }
+
+    fn alive(found: &Found) -> Vec<&str> {
+        let Found::Alive { first, others } = found else { panic!("{found:?}") };
+        std::iter::once(first).chain(others).map(|report| report.id.as_str()).collect()
+    }
+
+    #[test]
+    fn every_job_and_attempt_has_a_tag_of_its_own_that_yarn_takes() {
+        let tags = [
+            job_tag("a", "job"),
+            job_tag("a", "JOB"),
+            job_tag("b", "job"),
+            job_tag("ajob", ""),
+            attempt_tag("a", "job", 1),
+            attempt_tag("a", "job", u32::MAX),
+            job_tag("a", &"ü, \n".repeat(500)),
+        ];
+        for (index, tag) in tags.iter().enumerate() {
+            assert!(is_tag(tag), "{tag}");
+            assert!(!tags[..index].contains(tag), "{tag}");
+        }
+        assert!(attempt_tag("a", "job", 2).starts_with(&job_tag("a", "job")));
+        assert_eq!(job_tag("a", "job"), job_tag("a", "job"));
+    }
+
+    #[tokio::test]
+    async fn a_live_application_is_found_at_once_whatever_became_of_others() {
+        let cluster = Scripted::start(vec![listing(&[
+            &report("application_1_3", "RUNNING", "t", 3),
+            &report("application_1_1", "FAILED", "t", 1),
+            &report("application_1_2", "ACCEPTED", "t", 2),
+        ])])
+        .await;
+        let found = look_twice(&client(&cluster), "t", GRACE).await.unwrap();
+        assert_eq!(alive(&found), ["application_1_2", "application_1_3"]);
+        assert_eq!(cluster.asked().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_launcher_handed_over_before_it_died_is_found_by_the_second_look() {
+        let late = report("application_1_2", "NEW_SAVING", "t", 2);
+        let early = report("application_1_1", "KILLED", "t", 1);
+        let cluster = Scripted::start(vec![listing(&[&early]), listing(&[&early, &late])]).await;
+        let found = look_twice(&client(&cluster), "t", GRACE).await.unwrap();
+        assert_eq!(alive(&found), ["application_1_2"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_nothing_only_after_two_looks_that_were_both_answered() {
+        let cluster = Scripted::start(vec![listing(&[])]).await;
+        assert_eq!(look_twice(&client(&cluster), "t", GRACE).await, Ok(Found::Nothing));
+        assert_eq!(cluster.asked().len(), 2);
+        let cluster = Scripted::start(vec![listing(&[]), answer("500 Internal Server Error", "")]).await;
+        let error = look_twice(&client(&cluster), "t", GRACE).await.unwrap_err();
+        assert!(matches!(error, ResourceManagerError::Away(_)));
+    }
+
+    #[tokio::test]
+    async fn of_those_that_are_over_the_latest_comes_first() {
+        let cluster = Scripted::start(vec![listing(&[
+            &report("application_1_1", "FAILED", "t", 1),
+            &report("application_1_2", "FINISHED", "t", 2),
+        ])])
+        .await;
+        let found = look_twice(&client(&cluster), "t", GRACE).await.unwrap();
+        let Found::Over(reports) = found else { panic!("{found:?}") };
+        assert_eq!(reports[0].id, "application_1_2");
+    }
+}
