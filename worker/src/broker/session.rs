@@ -16,6 +16,9 @@ use super::server::{AcknowledgementTimeout, too_old};
 /// How often the state of a connection is looked at beside its events.
 const SECOND_LOOK: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// How long the broker may take to declare all of it.
+const DECLARING: std::time::Duration = std::time::Duration::from_secs(120);
+
 /// How long it takes at least until the topology is declared once more.
 const BETWEEN_DECLARATIONS: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -89,9 +92,11 @@ pub async fn keep_declared(missing: Arc<Notify>, mut sessions: watch::Receiver<O
         let session = sessions.wait_for(Option::is_some).await.ok().and_then(|session| session.clone());
         // Nobody connects any more.
         let Some(session) = session else { return };
-        match session.declare().await {
-            Ok(()) => tracing::warn!("somebody has deleted a part of the topology; it is declared again"),
-            Err(error) => tracing::error!(
+        match tokio::time::timeout(DECLARING, session.declare()).await {
+            Ok(Ok(())) => tracing::warn!("somebody has deleted a part of the topology; it is declared again"),
+            // It is told again as long as it is missing.
+            Err(_) => tracing::warn!("the broker takes too long to declare what is missing"),
+            Ok(Err(error)) => tracing::error!(
                 %error,
                 "a part of the topology is missing and cannot be declared; run `spark-runtime topology declare` as a user who may"
             ),
@@ -107,7 +112,10 @@ async fn connect(
     topology: &Topology,
 ) -> Result<(Connection, Compared), String> {
     let connection = endpoint.connect(name).await.map_err(|error| error.to_string())?;
-    let compared = topology.declare(&connection).await.map_err(|error| error.to_string())?;
+    let compared = tokio::time::timeout(DECLARING, topology.declare(&connection))
+        .await
+        .map_err(|_| format!("the topology was not declared within {} s", DECLARING.as_secs()))?
+        .map_err(|error| error.to_string())?;
     Ok((connection, compared))
 }
 

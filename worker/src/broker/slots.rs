@@ -405,11 +405,12 @@ impl<H: Handler> Slots<H> {
     }
 
     async fn ready(&self, session: &Session) -> Result<u32, lapin::Error> {
-        let channel = session.connection.create_channel().await?;
+        let channel = answered(session.connection.create_channel()).await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = channel.queue_declare(self.queue.into(), options, FieldTable::default()).await?;
+        let queue =
+            answered(channel.queue_declare(self.queue.into(), options, FieldTable::default())).await?;
         let ready = queue.message_count();
-        channel.close(200, "asked".into()).await?;
+        answered(channel.close(200, "asked".into())).await?;
         Ok(ready)
     }
 }
