@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hdfs_native::{ClientBuilder, HdfsError};
+use hdfs_native::{Client, ClientBuilder, HdfsError};
 use hdfs_native_object_store::HdfsObjectStore;
 use object_store::{Error, ObjectStore};
 
@@ -16,6 +16,11 @@ const ATTEMPTS: (&str, &str) = ("dfs.client.failover.max.attempts", "5");
 
 /// The store behind `authority` (`hdfs://name-node:port`, or nothing for that of the configuration in `folder`).
 pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Arc<dyn ObjectStore>, String> {
+    Ok(Arc::new(HdfsObjectStore::new(client(authority, folder)?)))
+}
+
+/// The same without the store: what a store of objects has no word for, as folders.
+pub(super) fn client(authority: &str, folder: Option<&Path>) -> Result<Client, String> {
     let mut builder = ClientBuilder::new();
     // Without a runtime of its own to make, the client costs no thread.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -38,7 +43,7 @@ pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Arc<dyn Obj
         }
         _ => format!("is on HDFS, whose configuration does not do (HADOOP_CONF_DIR): {error}"),
     };
-    Ok(Arc::new(HdfsObjectStore::new(builder.build().map_err(unusable)?)))
+    builder.build().map_err(unusable)
 }
 
 /// `fs.defaultFS` in a folder with Hadoop's configuration, when it is one to go to.
@@ -68,7 +73,12 @@ pub(super) enum Meaning {
 /// Reads an error of the store; `None` when it is not one of HDFS.
 pub(super) fn meaning(error: &Error) -> Option<Meaning> {
     let Error::Generic { source, .. } = error else { return None };
-    Some(match source.downcast_ref::<HdfsError>()? {
+    Some(meaning_of(source.downcast_ref::<HdfsError>()?))
+}
+
+/// What an error of the client means.
+pub(super) fn meaning_of(error: &HdfsError) -> Meaning {
+    match error {
         HdfsError::RPCError(class, message) | HdfsError::FatalRPCError(class, message) => {
             remote(class.rsplit('.').next().unwrap_or(class), first_line(message))
         }
@@ -77,7 +87,7 @@ pub(super) fn meaning(error: &Error) -> Option<Meaning> {
             Meaning::Refused(format!("HDFS does not let the worker in: {error}"))
         }
         error => Meaning::Failed(error.to_string()),
-    })
+    }
 }
 
 /// What an exception of the NameNode means, by the name of its class without the package.

@@ -9,6 +9,7 @@
 
 #[cfg(feature = "hdfs")]
 mod hdfs;
+mod look;
 #[cfg(feature = "s3")]
 mod s3;
 mod url;
@@ -28,6 +29,7 @@ use object_store::{Error, GetResultPayload, MultipartUpload, ObjectStore, Object
 
 use crate::config::Settings;
 
+pub use look::{Kind, PATIENCE, Spot, Spots};
 pub use url::{Location, Scheme, local_path};
 
 /// How long one step may take: a small file, one part of a large one, the next piece of what is read.
@@ -97,15 +99,11 @@ impl StorageError {
     }
 
     fn of(url: &str, error: &Error) -> Self {
-        let url = url.to_owned();
         #[cfg(feature = "hdfs")]
         if let Some(meaning) = hdfs::meaning(error) {
-            return match meaning {
-                hdfs::Meaning::NoFolder(reason) => Self::NoFolder { url, reason: one_line(&reason) },
-                hdfs::Meaning::Refused(reason) => Self::Refused { url, reason: one_line(&reason) },
-                hdfs::Meaning::Failed(reason) => Self::Failed { url, reason: one_line(&reason) },
-            };
+            return Self::meant(url, meaning);
         }
+        let url = url.to_owned();
         let reason = one_line(&error.to_string());
         match error {
             Error::NotFound { .. } => Self::NotThere { url },
@@ -116,6 +114,21 @@ impl StorageError {
             | Error::NotImplemented { .. }
             | Error::UnknownConfigurationKey { .. } => Self::Refused { url, reason },
             _ => Self::Failed { url, reason },
+        }
+    }
+
+    #[cfg(feature = "hdfs")]
+    fn of_hdfs(url: &str, error: &hdfs_native::HdfsError) -> Self {
+        Self::meant(url, hdfs::meaning_of(error))
+    }
+
+    #[cfg(feature = "hdfs")]
+    fn meant(url: &str, meaning: hdfs::Meaning) -> Self {
+        let url = url.to_owned();
+        match meaning {
+            hdfs::Meaning::NoFolder(reason) => Self::NoFolder { url, reason: one_line(&reason) },
+            hdfs::Meaning::Refused(reason) => Self::Refused { url, reason: one_line(&reason) },
+            hdfs::Meaning::Failed(reason) => Self::Failed { url, reason: one_line(&reason) },
         }
     }
 }
