@@ -523,6 +523,8 @@ pub enum FailureClass {
     Model,
     /// Something outside the service ended the processes.
     Killed,
+    /// It waited too long for its place in a cluster.
+    Pending,
     /// A deadline passed.
     Timeout,
     /// Whoever ran the job is gone and left no word.
@@ -541,6 +543,7 @@ impl FailureClass {
             Self::Submit => "submit",
             Self::Model => "model",
             Self::Killed => "killed",
+            Self::Pending => "pending",
             Self::Timeout => "timeout",
             Self::Lost => "lost",
             Self::Infrastructure => "infrastructure",

@@ -75,6 +75,96 @@ async fn a_job_runs_on_yarn_with_its_helpers_on_the_executors_and_its_data_in_hd
     assert_eq!((&application["name"], &application["finalStatus"]), (&json!("on yarn"), &json!("SUCCEEDED")));
 }
 
+/// A job in cluster mode on `cluster`, with small demands.
+fn in_cluster(cluster: &Cluster, id: &str, source: &str) -> serde_json::Value {
+    let mut job = spark_job(id, source);
+    job["targetEngine"]["sparkConf"]["--master"] = json!("yarn");
+    job["targetEngine"]["sparkConf"]["--deploy-mode"] = json!("cluster");
+    job["targetEngine"]["sparkConf"]["spark.yarn.jars"] = json!(cluster.setting("SPARK_YARN_JARS"));
+    job["jobParameters"] =
+        json!({"--executor-memory": "512MB", "--driver-memory": "512MB", "--num-executors": "1"});
+    job
+}
+
+/// The settings of a worker on `cluster`.
+fn settings(cluster: &Cluster) -> Vec<String> {
+    vec![
+        format!("spark.environment.HADOOP_CONF_DIR={}", cluster.setting("HADOOP_CONF_DIR")),
+        "spark.environment.SPARK_LOCAL_IP=127.0.0.1".to_owned(),
+        "yarn.grace=2s".to_owned(),
+    ]
+}
+
+fn borrowed(settings: &[String]) -> Vec<&str> {
+    settings.iter().map(String::as_str).collect()
+}
+
+fn decoded(asset: &serde_json::Value) -> String {
+    let mut bytes = Vec::new();
+    let content = asset["fileContent"].as_str().unwrap_or_else(|| panic!("{asset}"));
+    spark_runtime_protocol::asset::decode_base64(content, &mut bytes).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+const IN_CLUSTER: &str = "\
+import pkg.deep
+from pyspark.sql import SparkSession
+def twice(n):
+    return pkg.deep.double(n) + int(open('one.txt').read())
+def score(inputs, outputs, attachments):
+    spark = SparkSession.builder.getOrCreate()
+    numbers = spark.read.csv(inputs[0]['fileUrl']).rdd.map(lambda row: int(row[0]))
+    total = numbers.map(twice).sum()
+    spark.createDataFrame([(total,)], ['total']).coalesce(1).write.mode('overwrite').csv(outputs[0]['fileUrl'])
+    odd = open('pkg/odd, name.txt').read()
+    open('total.txt', 'w').write('%d %s %s' % (total, odd, spark.sparkContext.applicationId))
+";
+
+#[tokio::test]
+async fn a_job_in_cluster_mode_finds_its_files_there_and_its_results_come_back() {
+    let parts = Parts::take().await;
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs, Part::Yarn]).await;
+    let folder = format!("/yarn-{}", uuid::Uuid::new_v4().simple());
+    cluster.hdfs_write(&format!("{folder}/numbers.csv"), b"1\n2\n39\n");
+    let mut place = Vhost::ready(&DELAYS).await;
+    let worker = parts.worker(&place.vhost.uri(), &borrowed(&settings(&cluster)));
+    let mut job = in_cluster(&cluster, "cluster", IN_CLUSTER);
+    assets(&mut job).extend([
+        json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/deep.py", "sourceCode": "def double(n):\n    return 2 * n\n"}),
+        json!({"name": "i", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/__init__.py", "sourceCode": ""}),
+        json!({"name": "f", "assetType": "FILE", "filename": "one.txt", "fileContent": "MQ=="}),
+        json!({"name": "g", "assetType": "FILE", "filename": "pkg/odd, name.txt", "fileContent": "b2Rk"}),
+    ]);
+    job["jobParameters"]["spark.yarn.tags"] = json!("of-the-user");
+    job["inputData"] =
+        json!([{"name": "n", "assetType": "EXTERNAL_FILE", "fileUrl": format!("{folder}/numbers.csv")}]);
+    job["outputData"] = json!([
+        {"name": "o", "assetType": "EXTERNAL_FILE", "fileUrl": format!("{folder}/out")},
+        {"name": "t", "assetType": "FILE", "filename": "total.txt"},
+    ]);
+    place.publish("cluster", job.to_string()).await;
+    let submitted = place.heard("cluster", &[EventKind::Submitted, EventKind::Failed]).await;
+    let id = submitted
+        .data
+        .application_id
+        .clone()
+        .unwrap_or_else(|| panic!("{:#?} {}", submitted.data, worker.log()));
+    assert!(submitted.data.tracking_url.is_some());
+    let tags = cluster.yarn(&format!("/ws/v1/cluster/apps/{id}"))["app"]["applicationTags"].clone();
+    assert!(tags.as_str().unwrap().split(',').any(|tag| tag == "of-the-user"), "{tags}");
+    let end = place.end_of("cluster").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{:#?}\n{}", end.data.failure, worker.log());
+    assert_eq!(decoded(&end.data.output_data.unwrap()[1]), format!("87 odd {id}"));
+    assert_eq!(place.story("cluster"), ["accepted", "staged", "submitted", "running", "completed"]);
+    let written = cluster.hdfs_list(&format!("{folder}/out"));
+    let part = written.iter().find(|name| name.starts_with("part-")).unwrap_or_else(|| panic!("{written:?}"));
+    assert_eq!(cluster.hdfs_read(&format!("{folder}/out/{part}")).unwrap(), b"87\n");
+    // Nothing is left of it in the folder that workers and drivers share.
+    let jobs = format!("/user/{}/.spark-runtime/jobs", Cluster::superuser());
+    spark_runtime_tests::until("an empty folder", async || cluster.hdfs_list(&jobs).is_empty().then_some(()))
+        .await;
+}
+
 /// Waits until what is known of an application is as wanted.
 async fn until_seen(following: &mut Following, wanted: impl Fn(&Sight) -> bool) -> Sight {
     let seen = async {

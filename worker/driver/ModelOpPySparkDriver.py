@@ -40,7 +40,11 @@ Everything used after the model was loaded is bound before, because a model may 
 ``socket`` or ``os``. A file of the model named like a module of the standard library does not disturb the driver, and
 it does not take the place of such a module where the driver has imported that already.
 
-Exit codes: 0 completed, 1 failed, 64 wrong usage, 70 nothing could be run or reported, 137 the worker is gone.
+In a cluster there is no worker to talk to: with ``--cluster FOLDER`` this program takes everything from the archive that
+was unpacked there, and leaves its report in a folder of the cluster's file system (``ModelOpCluster`` in that archive).
+
+Exit codes: 0 completed, 1 failed, 64 wrong usage, 70 nothing could be run or reported, 75 this launch counts no more, 137
+the worker is gone.
 
 JSON form of results
 --------------------
@@ -110,6 +114,7 @@ EXIT_COMPLETED = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 64
 EXIT_NOT_RUN = 70
+EXIT_CALLED_OFF = 75
 EXIT_WORKER_GONE = 137
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -136,6 +141,7 @@ JOB_FILE = "model_job.json"
 CONTRACT_FILE = "model_contract.json"
 DRIVER_MODULE = "ModelOpPySparkDriver"
 RECORDS_MODULE = "ModelOpRecords"
+CLUSTER_MODULE = "ModelOpCluster"
 DRIVER_MODULES = (
     DRIVER_MODULE,
     RECORDS_MODULE,
@@ -1183,11 +1189,42 @@ def give_up(code, text):
     _exit(code)
 
 
-def report_socket(arguments):
-    """The path after ``--report-socket``, or None when the arguments are anything else."""
-    if len(arguments) == 2 and arguments[0] == "--report-socket" and arguments[1]:
+def argument_of(arguments, name):
+    """The one argument ``name`` with its value, or None when the arguments are anything else."""
+    if len(arguments) == 2 and arguments[0] == name and arguments[1]:
         return arguments[1]
     return None
+
+
+def cluster_reporter(unpacked, folder):
+    """Brings the job's files from the archive that was unpacked in ``unpacked`` into ``folder``; gives what reports.
+
+    Ends the process when nothing is to be run."""
+    path = os.path.join(unpacked, CLUSTER_MODULE + ".py")
+    try:
+        specification = importlib.util.spec_from_file_location(CLUSTER_MODULE, path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+    except (OSError, ImportError) as error:
+        give_up(EXIT_NOT_RUN, "cannot load {}: {}".format(CLUSTER_MODULE, text_of(error)))
+    try:
+        settings = module.Settings(unpacked)
+        module.unpack(unpacked, folder)
+        prefer_unpacked_spark()
+        with without_model_folders():
+            return module.FolderReporter(settings, folder, DriverFault, lambda text: write_log(text + "\n"))
+    except module.CalledOff as reason:
+        give_up(EXIT_CALLED_OFF, str(reason))
+    except module.ClusterFault as fault:
+        give_up(EXIT_NOT_RUN, str(fault))
+
+
+def socket_reporter(path):
+    """What reports to the worker's socket. Ends the process when nobody listens there."""
+    try:
+        return SocketReporter(path)
+    except OSError as error:
+        give_up(EXIT_NOT_RUN, "cannot connect to the report socket {}: {}".format(path, error))
 
 
 class UnpackedSpark:
@@ -1244,20 +1281,22 @@ def main():
     folder = os.getcwd()
     # The working directory is the job's: what Python compiles does not belong among its outputs.
     sys.dont_write_bytecode = True
-    path = report_socket(sys.argv[1:])
-    if path is None:
-        give_up(EXIT_USAGE, "usage: --report-socket PATH")
-    try:
-        reporter = SocketReporter(path)
-    except OSError as error:
-        give_up(EXIT_NOT_RUN, "cannot connect to the report socket {}: {}".format(path, error))
+    path = argument_of(sys.argv[1:], "--report-socket")
+    unpacked = argument_of(sys.argv[1:], "--cluster")
+    if path is not None:
+        reporter = socket_reporter(path)
+    elif unpacked is not None:
+        reporter = cluster_reporter(os.path.join(folder, unpacked), folder)
+    else:
+        give_up(EXIT_USAGE, "usage: --report-socket PATH, or --cluster FOLDER")
 
     try:
         version = "{}.{}.{}".format(*sys.version_info[:3])
         hello = {"message": "hello", "protocol": PROTOCOL, "pid": _getpid(), "python": version}
         reporter.tell(report_line(hello))
         job = Job(folder)
-        prefer_unpacked_spark()
+        if path is not None:
+            prefer_unpacked_spark()
         records = records_module(job)
         prepare_for_model(job)
         reporter.tell(report_line({"message": "running", "function": job.function}))

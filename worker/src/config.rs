@@ -240,6 +240,13 @@ pub static SETTINGS: &[Setting] = &[
          `submit`, which is tried again.",
     ),
     setting(
+        "job.pending_timeout",
+        span(SECOND),
+        "24h",
+        "How long an application may wait in a cluster until its driver gets a place. Then it is ended and has failed with \
+         the class `pending`, which is tried again.",
+    ),
+    setting(
         "job.run_timeout",
         span(SECOND),
         "24h",
@@ -552,6 +559,40 @@ pub static SETTINGS: &[Setting] = &[
          in a file that is gone before anything of the model is loaded.",
     ),
     setting(
+        "yarn.folder",
+        Kind::AnyText,
+        "",
+        "The folder in HDFS for what workers and drivers in a cluster leave for each other. Every worker has to name the same, \
+         and the users of both have to be allowed to write there. When it is empty, it is `/user/<user>/.spark-runtime`.",
+    ),
+    setting(
+        "yarn.service",
+        Kind::AnyText,
+        "",
+        "What sets the applications of this service apart from those of another one on the same cluster. All workers of a \
+         service have to say the same: a worker looks for a job's application by this before it submits one.",
+    ),
+    setting(
+        "yarn.max_followed",
+        Kind::Count { least: 0, most: 1500 },
+        "500",
+        "How many applications in cluster mode a worker looks after, beside the jobs that run on its own machine \
+         (`worker.max_running`).",
+    ),
+    setting(
+        "yarn.grace",
+        span(Duration::ZERO),
+        "10s",
+        "How long after the end of spark-submit the ResourceManager may take to know of an application.",
+    ),
+    setting(
+        "yarn.lost_after",
+        span(SECOND),
+        "1h",
+        "How long an application may be unknown, as while the ResourceManager is away or when it has forgotten it. Then it has \
+         failed with the class `lost`.",
+    ),
+    setting(
         "log.limit",
         Kind::Size { least: 16 * 1024 },
         "64MiB",
@@ -632,6 +673,8 @@ pub struct Settings {
     pub records: RecordsSettings,
     /// The database of record models.
     pub sql: SqlSettings,
+    /// Applications in cluster mode on YARN.
+    pub yarn: YarnSettings,
     /// The logs of jobs.
     pub log: LogSettings,
     effective: Vec<Effective>,
@@ -680,6 +723,8 @@ pub struct JobSettings {
     pub refuse_existing_outputs: bool,
     /// How long spark-submit may take until the driver is there.
     pub submit_timeout: Duration,
+    /// How long an application may wait in a cluster for its driver's place.
+    pub pending_timeout: Duration,
     /// How long an attempt may run from there on.
     pub run_timeout: Duration,
     /// How long its processes may take to end after a SIGTERM.
@@ -688,6 +733,21 @@ pub struct JobSettings {
     pub max_size: u64,
     /// The largest FILE output that an event carries, in bytes.
     pub inline_output: u64,
+}
+
+/// Section `yarn`.
+#[derive(Debug, Clone)]
+pub struct YarnSettings {
+    /// The folder in HDFS for what workers and drivers leave for each other, where one is named.
+    pub folder: Option<String>,
+    /// What sets this service's applications apart.
+    pub service: String,
+    /// How many applications a worker looks after.
+    pub max_followed: usize,
+    /// How long after the end of spark-submit an application may take to be known.
+    pub grace: Duration,
+    /// How long an application may be unknown.
+    pub lost_after: Duration,
 }
 
 /// Section `attachments`.
@@ -993,6 +1053,7 @@ impl Settings {
                 keep_for: reader.span("job.keep_for"),
                 refuse_existing_outputs: reader.text("job.existing_outputs") == "refuse",
                 submit_timeout: reader.span("job.submit_timeout"),
+                pending_timeout: reader.span("job.pending_timeout"),
                 run_timeout: reader.span("job.run_timeout"),
                 kill_grace: reader.span("job.kill_grace"),
                 max_size: reader.count("job.max_size"),
@@ -1064,14 +1125,23 @@ impl Settings {
                 user: Some(reader.text("sql.user")).filter(|text| !text.is_empty()),
                 password_file: reader.path("sql.password_file"),
             },
+            yarn: YarnSettings {
+                folder: Some(reader.text("yarn.folder")).filter(|text| !text.is_empty()),
+                service: reader.text("yarn.service"),
+                max_followed: number(reader.count("yarn.max_followed")),
+                grace: reader.span("yarn.grace"),
+                lost_after: reader.span("yarn.lost_after"),
+            },
             log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
             effective: reader.effective(),
         };
         let mut faults = reader.faults.take();
-        if faults.is_empty() && settings.ledger.retention < settings.job.run_timeout.saturating_mul(2) {
-            // The ledger must remember who has a job for as long as the job may run.
+        let longest = settings.job.run_timeout.max(settings.job.pending_timeout);
+        if faults.is_empty() && settings.ledger.retention < longest.saturating_mul(2) {
+            // The ledger must remember who has a job for as long as the job may wait and run.
             faults.push(SettingFault(
-                "`ledger.retention` has to be at least twice `job.run_timeout`; raise the one or lower the other"
+                "`ledger.retention` has to be at least twice `job.run_timeout` and `job.pending_timeout`; raise the one or lower \
+                 the others"
                     .to_owned(),
             ));
         }

@@ -17,7 +17,7 @@ use crate::broker::ledger::tail::{follow, keep_forgetting};
 use crate::broker::ledger::{Ledger, leave};
 use crate::broker::publisher::Publisher;
 use crate::broker::session::{keep_connected, keep_declared};
-use crate::broker::slots::{Leaving, Slots};
+use crate::broker::slots::{Leaving, Lending, Slots};
 use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::job::assign::{Assigner, Expelled, Jobs};
@@ -30,10 +30,13 @@ use crate::job::{Announce, Context, kept_folder};
 use crate::repository::Repositories;
 use crate::runtimes::Runtimes;
 use crate::runtimes::listed::ListedError;
-use crate::spark::SubmitError;
+use crate::spark::backends::Backends;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::LastWill;
 use crate::spark::policy::PolicyError;
+#[cfg(feature = "yarn")]
+use crate::spark::yarn::cluster_mode::ClusterMode;
+use crate::spark::{Backend, SubmitError};
 
 /// The file that a live worker holds a lock on.
 const LOCK: &str = "lock";
@@ -204,8 +207,9 @@ pub fn context(
         repositories: repositories(settings),
         runtimes: runtimes(settings)?,
         settings: settings.clone(),
-        backend,
+        backend: backends(settings, backend),
         submits: Semaphore::new(or_processors(settings.worker.max_submits)),
+        lending: Lending::new(settings.yarn.max_followed),
         worker: worker.to_owned(),
         directory: home.path.clone(),
         announce,
@@ -225,6 +229,19 @@ pub fn repositories(settings: &Settings) -> Repositories {
 /// [`ServiceError::Runtimes`].
 pub fn runtimes(settings: &Settings) -> Result<Runtimes, ServiceError> {
     Ok(Runtimes::of(settings, runtimes_folder(&settings.job.directory))?)
+}
+
+/// All ways of running, with `client` for what runs on this machine.
+fn backends(settings: &Settings, client: Arc<ClientMode>) -> Arc<dyn Backend> {
+    #[cfg(feature = "yarn")]
+    let yarn = ClusterMode::new(settings, client.clone());
+    #[cfg(not(feature = "yarn"))]
+    let _ = settings;
+    Arc::new(Backends::new(
+        client,
+        #[cfg(feature = "yarn")]
+        yarn,
+    ))
 }
 
 /// The back end by the settings, with this program as its guard.
@@ -309,6 +326,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     // A worker that takes no more jobs still takes commands about those that it has.
     let (dismiss, dismissed) = watch::channel(Leaving::No);
     let commands = Slots::new(COMMANDS_QUEUE, commands, session.clone(), dismissed);
+    let lending = context.lending.clone();
     let served = async {
         // What was said while no worker was there comes before the jobs that it is about.
         tokio::select! {
@@ -317,7 +335,8 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         }
         let jobs = async {
             tokio::join!(
-                Slots::new(JOBS_QUEUE, jobs, session.clone(), leaving.clone()).serve(running, watchdog),
+                Slots::lending(JOBS_QUEUE, jobs, session.clone(), leaving.clone(), lending)
+                    .serve(running, watchdog),
                 Slots::new(EXPELLED_QUEUE, expelled, session.clone(), leaving).serve(1, watchdog),
             );
             dismiss.send_replace(Leaving::Now);

@@ -20,7 +20,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use spark_runtime_protocol::answer::{answered, next};
 use spark_runtime_protocol::rights::Doing;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
@@ -80,6 +80,63 @@ impl Hold {
     }
 }
 
+/// Slots beside those that a worker always has: one for each job that is looked after and no longer needs this machine.
+#[derive(Debug)]
+pub struct Lending {
+    most: usize,
+    lent: AtomicUsize,
+    /// One permit for each slot that is to be made.
+    wanted: Semaphore,
+    /// One permit for each slot that is to go.
+    surplus: Semaphore,
+}
+
+impl Lending {
+    /// Lends at most so many.
+    #[must_use]
+    pub fn new(most: usize) -> Arc<Self> {
+        let none = || Semaphore::new(0);
+        Arc::new(Self { most, lent: AtomicUsize::new(0), wanted: none(), surplus: none() })
+    }
+
+    /// Has another slot made, until what this gives is dropped; nothing when there are as many as there may be.
+    #[must_use]
+    pub fn lend(self: &Arc<Self>) -> Option<Lent> {
+        let more = |lent: usize| (lent < self.most).then_some(lent + 1);
+        self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        match self.surplus.try_acquire() {
+            // One that was to go stays.
+            Ok(permit) => permit.forget(),
+            Err(_) => self.wanted.add_permits(1),
+        }
+        Some(Lent(self.clone()))
+    }
+}
+
+/// A slot that was lent.
+#[derive(Debug)]
+pub struct Lent(Arc<Lending>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Ordering::Relaxed);
+        match self.0.wanted.try_acquire() {
+            // It was not made yet.
+            Ok(permit) => permit.forget(),
+            Err(_) => self.0.surplus.add_permits(1),
+        }
+    }
+}
+
+/// Why a slot's channel ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    /// Another one takes its place, unless the worker leaves.
+    Renewed,
+    /// There is one slot too many.
+    Surplus,
+}
+
 /// Does what a delivery asks for.
 pub trait Handler: Send + Sync + 'static {
     /// Handles one delivery until all is said about it, and tells what is to be done with it. Must heed the stop.
@@ -92,6 +149,7 @@ pub struct Slots<H> {
     handler: Arc<H>,
     sessions: watch::Receiver<Option<Session>>,
     leaving: watch::Receiver<Leaving>,
+    lending: Arc<Lending>,
     /// Raised to make idle slots build new channels.
     renewals: watch::Sender<u64>,
     idle: AtomicUsize,
@@ -107,12 +165,25 @@ impl<H: Handler> Slots<H> {
         sessions: watch::Receiver<Option<Session>>,
         leaving: watch::Receiver<Leaving>,
     ) -> Arc<Self> {
+        Self::lending(queue, handler, sessions, leaving, Lending::new(0))
+    }
+
+    /// Slots for a queue, and more of them as they are lent.
+    #[must_use]
+    pub fn lending(
+        queue: &'static str,
+        handler: Arc<H>,
+        sessions: watch::Receiver<Option<Session>>,
+        leaving: watch::Receiver<Leaving>,
+        lending: Arc<Lending>,
+    ) -> Arc<Self> {
         let (renewals, _) = watch::channel(0);
         Arc::new(Self {
             queue,
             handler,
             sessions,
             leaving,
+            lending,
             renewals,
             idle: AtomicUsize::new(0),
             deliveries: AtomicU64::new(0),
@@ -127,11 +198,22 @@ impl<H: Handler> Slots<H> {
         }
         let mut number = count;
         let watching = tokio::spawn(self.clone().watch_over(watchdog));
-        while let Some(ended) = slots.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, queue = self.queue, "a slot broke; another one takes its place");
-                number += 1;
-                slots.spawn(self.clone().slot(number));
+        loop {
+            tokio::select! {
+                ended = slots.join_next() => match ended {
+                    None => break,
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        tracing::error!(%error, queue = self.queue, "a slot broke; another one takes its place");
+                        number += 1;
+                        slots.spawn(self.clone().slot(number));
+                    }
+                },
+                Ok(wanted) = self.lending.wanted.acquire() => {
+                    wanted.forget();
+                    number += 1;
+                    slots.spawn(self.clone().slot(number));
+                }
             }
         }
         watching.abort();
@@ -206,6 +288,9 @@ impl<H: Handler> Slots<H> {
             };
             let Some(session) = session else { continue };
             let consumed = self.consume(&session, number, &mut leaving, &mut backoff).await;
+            if let Ok(Closed::Surplus) = consumed {
+                return;
+            }
             if let Err(error) = consumed {
                 let reason = words(&error, Doing::Consume);
                 tracing::warn!(
@@ -243,11 +328,11 @@ impl<H: Handler> Slots<H> {
         number: usize,
         leaving: &mut watch::Receiver<Leaving>,
         backoff: &mut Backoff,
-    ) -> Result<(), lapin::Error> {
+    ) -> Result<Closed, lapin::Error> {
         let opened = tokio::time::timeout(OPENING, self.open(session, number)).await;
         let Ok(opened) = opened else {
             tracing::warn!(slot = number, queue = self.queue, "the broker does not answer");
-            return Ok(());
+            return Ok(Closed::Renewed);
         };
         let (channel, mut consumer) = opened?;
         let mut renewals = self.renewals.subscribe();
@@ -256,19 +341,28 @@ impl<H: Handler> Slots<H> {
             let delivery = tokio::select! {
                 biased;
                 // Before a delivery: what has come by then is given back by `close`.
-                () = is_leaving(leaving) => None,
-                delivery = next(&mut consumer, &channel) => Some(delivery),
-                _ = renewals.changed() => None,
+                () = is_leaving(leaving) => Err(Closed::Renewed),
+                delivery = next(&mut consumer, &channel) => Ok(delivery),
+                Ok(surplus) = self.lending.surplus.acquire() => {
+                    surplus.forget();
+                    Err(Closed::Surplus)
+                }
+                _ = renewals.changed() => Err(Closed::Renewed),
             };
             drop(idle);
-            let Some(delivery) = delivery else {
-                return self.close(&channel, &mut consumer, leaving).await;
+            let delivery = match delivery {
+                Ok(delivery) => delivery,
+                Err(closed) => {
+                    let done = self.close(&channel, &mut consumer, leaving).await;
+                    // One that is to go goes, also when its channel breaks at that.
+                    return if closed == Closed::Surplus { Ok(closed) } else { done.map(|()| closed) };
+                }
             };
             let Some(delivery) = delivery else {
                 // The broker cancelled the consumer: its queue is gone, or it has lost patience.
                 tracing::warn!(slot = number, queue = self.queue, "the broker ended the consumer");
                 backoff.wait().await;
-                return Ok(());
+                return Ok(Closed::Renewed);
             };
             let delivery = delivery?;
             backoff.succeeded();
@@ -276,7 +370,7 @@ impl<H: Handler> Slots<H> {
             if !self.work(&channel, delivery, &mut consumer, leaving, false).await? {
                 // Whatever it was, it must not turn into a storm.
                 backoff.wait().await;
-                return Ok(());
+                return Ok(Closed::Renewed);
             }
         }
     }

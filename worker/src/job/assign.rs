@@ -13,9 +13,12 @@ use tokio::sync::watch;
 
 use super::claim::{Candidate, Ownership, Reader, claim};
 use super::settle::{
-    Desk, Outcome, Settled, cancelled, conflict, exhausted, expelled, look_again, refused, repeat, settle,
+    Desk, Outcome, Settled, cancelled, conflict, exhausted, expelled, given_back, look_again, refused,
+    repeat, settle,
 };
-use super::{Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, outputs, run};
+use super::{
+    Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, outputs, run, sought,
+};
 use crate::broker::ledger::Held;
 use crate::broker::ledger::fold::{Claimed, JobKey, Open, Standing};
 use crate::broker::message::{Message, Seen};
@@ -23,6 +26,7 @@ use crate::broker::session::Session;
 use crate::broker::slots::{Assignment, Handler, Hold};
 use crate::crash::crash_point;
 use crate::spark::client_mode::ClientMode;
+use crate::spark::{Change, Mode, SubmitError};
 
 /// A job up to so many bytes is read in well under a millisecond; handing it to another thread would take as long.
 const READ_ON_THE_SPOT: usize = 16 * 1024;
@@ -221,7 +225,9 @@ impl Assigner {
         hold: &Arc<Hold>,
     ) -> Outcome {
         let Work { message, held, claimed, expelled: reason } = work;
+        let mode = candidate.content.as_ref().map_or(Mode::Client, |job| self.context.judge.mode(job));
         let claim = Claim {
+            mode,
             attempt: claimed.attempt,
             failures: claimed.failures,
             existing: claimed.existing.to_vec(),
@@ -233,14 +239,23 @@ impl Assigner {
         self.running().insert(key, running);
         let registered = Registered { assigner: self, key, over };
 
+        let is_exhausted = claimed.failures >= self.context.settings.retry.max_attempts;
+        // What others have made of a job that runs elsewhere is no reason to end it: it may still be running.
+        let elsewhere = match mode {
+            Mode::Cluster if claimed.cancelled || is_exhausted || reason.is_some() => {
+                self.look_elsewhere(&claim, claimed.cancelled, stop).await
+            }
+            _ => Elsewhere::Nothing,
+        };
         let attempt = match candidate.content {
+            _ if elsewhere == Elsewhere::Unknown => given_back(),
             // Before all else: whoever cancelled it was told that it would be cancelled.
             _ if claimed.cancelled => cancelled(),
             Err(faults) => refused(faults),
-            Ok(_) if claimed.failures >= self.context.settings.retry.max_attempts => {
-                exhausted(claimed.failures)
+            Ok(_) if is_exhausted && elsewhere == Elsewhere::Nothing => exhausted(claimed.failures),
+            Ok(_) if reason.is_some() && elsewhere == Elsewhere::Nothing => {
+                expelled(reason.filter(|reason| !reason.is_empty()))
             }
-            Ok(_) if reason.is_some() => expelled(reason.filter(|reason| !reason.is_empty())),
             Ok(job) => {
                 tracing::info!(job_id = %claim.job, attempt = claim.attempt, "a job is taken");
                 let mut waiting = stop.clone();
@@ -266,6 +281,31 @@ impl Assigner {
         outcome
     }
 
+    /// What runs in a cluster of a job that is not to be run here again. It `is_to_end` before anybody is told that it has.
+    async fn look_elsewhere(&self, claim: &Claim, is_to_end: bool, stop: &Stop) -> Elsewhere {
+        let mut stop = stop.clone();
+        let sought = sought(&self.context, claim, Mode::Cluster);
+        let ended = async {
+            let Some(mut application) = self.context.backend.find(&sought).await? else {
+                return Ok(Elsewhere::Nothing);
+            };
+            if !is_to_end {
+                return Ok(Elsewhere::Something);
+            }
+            application.kill();
+            while !matches!(application.changed().await, Change::Ended(_)) {}
+            Ok::<_, SubmitError>(Elsewhere::Nothing)
+        };
+        let ended = tokio::select! {
+            ended = ended => ended,
+            _ = stop.stronger(Some(StopReason::Cancel)) => return Elsewhere::Unknown,
+        };
+        ended.unwrap_or_else(|error| {
+            tracing::warn!(job_id = %claim.job, %error, "it cannot be known what of the job runs in the cluster");
+            Elsewhere::Unknown
+        })
+    }
+
     async fn conclude(&self, claim: &Claim, held: Held, message: &Message, attempt: Attempt) -> Outcome {
         let connected = self.sessions.borrow().is_some();
         // First: the event says where things are kept.
@@ -278,6 +318,17 @@ impl Assigner {
         }
         settled.unwrap_or(Outcome::LookAgain)
     }
+}
+
+/// What is known of a job's applications in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elsewhere {
+    /// There is none, and there never will be one.
+    Nothing,
+    /// There is one to be followed.
+    Something,
+    /// It cannot be known now.
+    Unknown,
 }
 
 /// Whether an attempt after which there might be another one is the last, because somebody wants none.

@@ -14,6 +14,7 @@ use spark_runtime_protocol::json::Fault;
 use super::contract::{self, Contract, Style};
 use super::source::{Function, Said, Source, python_objects};
 use crate::config::{RecordsSettings, Settings, SqlSettings};
+use crate::spark::Mode;
 use crate::spark::argv::CommandLine;
 use crate::spark::installation::{Environment, Installation, hadoop_file_system};
 use crate::spark::policy::{Policy, PolicyError, Setting};
@@ -51,6 +52,16 @@ impl Plan {
     #[must_use]
     pub fn has_executors_elsewhere(&self) -> bool {
         self.way() == Way::Spark && self.command_line.master().has_executors_elsewhere()
+    }
+
+    /// Where the driver runs. One that needs no Spark needs no cluster either.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.way() == Way::Spark && self.command_line.is_cluster_mode() {
+            Mode::Cluster
+        } else {
+            Mode::Client
+        }
     }
 
     /// What is agreed with a record model.
@@ -156,6 +167,15 @@ impl Judge {
         Ok(Plan { function: function.name, style, init, init_takes_job, command_line, notes })
     }
 
+    /// Where the driver of `job` may run, as far as its flags say: in a cluster only when they do.
+    #[must_use]
+    pub fn mode(&self, job: &Job) -> Mode {
+        match CommandLine::of(job, &self.policy, &self.master) {
+            Ok(line) if line.is_cluster_mode() => Mode::Cluster,
+            _ => Mode::Client,
+        }
+    }
+
     /// Settles on this machine what is agreed with a record model. Blocks.
     ///
     /// # Errors
@@ -164,7 +184,15 @@ impl Judge {
         match &mut plan.style {
             Style::Lists => Ok(()),
             Style::Records(contract) => contract.settle(&self.records),
+        }?;
+        let reads_database = plan.contract().is_some_and(Contract::reads_database);
+        if plan.mode() == Mode::Cluster && reads_database {
+            return Err(vec![Fault::new(
+                "",
+                "reads SQL inputs in cluster mode, where the database's password would have to travel; leave --deploy-mode out",
+            )]);
         }
+        Ok(())
     }
 
     /// The file system of paths without a scheme, where it is not this machine's own.

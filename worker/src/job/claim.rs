@@ -16,6 +16,7 @@ use crate::broker::ledger::fold::{Claimed, Instance, JobKey, Open, Owner, Settle
 use crate::broker::ledger::record::{Digest, InstanceId, Position, Terms};
 use crate::broker::ledger::{Held, Ledger};
 use crate::broker::message::{Message, Seen};
+use crate::spark::Mode;
 
 /// What a worker goes by when it reads deliveries.
 #[derive(Debug, Clone)]
@@ -68,6 +69,7 @@ impl Reader {
             correlation_id: message.correlation_id(),
             trace: message.trace(),
             taken: Timestamp::now(),
+            mode: Mode::Client,
             unfit_for: message.unfit_for(),
         };
         if message.body.len() as u64 > self.max_size {

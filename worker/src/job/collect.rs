@@ -21,11 +21,11 @@ use spark_runtime_protocol::json::Fault;
 use super::stage::Staged;
 use super::submit::{plain, stopped};
 use super::track::{Cut, Tracked};
-use super::{Completion, Context, Course, End, StopReason, in_words, kept_directory};
+use super::{Completion, Context, Course, End, StopReason, cluster_end, in_words, kept_directory};
 use crate::config::Keep;
-use crate::spark::Ending;
+use crate::spark::Outcome;
 use crate::spark::client_mode::{STANDARD_ERROR, STANDARD_OUTPUT};
-use crate::spark::guard::ExitStatus;
+use crate::spark::guard::{Exit, ExitStatus};
 use crate::spark::report::{AtRecord, FailureKind, Word};
 
 /// The exit code of a driver that cannot reach the worker.
@@ -49,7 +49,9 @@ pub async fn collect(
     tracked: Tracked,
     course: &mut Course,
 ) -> End {
+    course.ended_by = cluster_end::ended_by(&tracked);
     let limits = Limits {
+        pending_timeout: in_words(context.settings.job.pending_timeout),
         submit_timeout: in_words(context.settings.job.submit_timeout),
         run_timeout: in_words(context.settings.job.run_timeout),
         starter: match way {
@@ -148,7 +150,7 @@ async fn fitting(context: &Context, directory: &Path, results: Value) -> (Option
 
 /// What the end of an application says about the attempt.
 #[derive(Debug, PartialEq)]
-enum Verdict {
+pub(super) enum Verdict {
     Completed { results: Option<Value>, records: Option<Records> },
     Failed { failure: Box<Failure>, may_pass: bool },
     Rejected(Vec<Fault>),
@@ -157,11 +159,12 @@ enum Verdict {
 }
 
 /// The settings that a failure's words name.
-struct Limits {
-    submit_timeout: String,
-    run_timeout: String,
+pub(super) struct Limits {
+    pub(super) submit_timeout: String,
+    pub(super) pending_timeout: String,
+    pub(super) run_timeout: String,
     /// What the driver is started by.
-    starter: &'static str,
+    pub(super) starter: &'static str,
 }
 
 /// What a driver says of records, no larger than anybody reads. The model runs in its process, and might say anything.
@@ -180,8 +183,15 @@ fn bounded(mut records: Records) -> Records {
 }
 
 fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
-    let Tracked { mut ending, cut } = tracked;
-    let (exit_code, signal) = match ending.exit.status {
+    match tracked.ending.outcome {
+        Outcome::Process(exit) => judge_process(tracked, exit, job, limits),
+        _ => cluster_end::judge(tracked, job, limits),
+    }
+}
+
+fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Verdict {
+    let Tracked { mut ending, cut, .. } = tracked;
+    let (exit_code, signal) = match exit.status {
         ExitStatus::Code(code) => (Some(code), None),
         ExitStatus::Signal(signal) => (None, Some(signal)),
         ExitStatus::Lost => (None, None),
@@ -203,14 +213,19 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
             return Verdict::Completed { results, records };
         }
         Some(Word::Failed { kind, exception, functions, at }) if cut.is_none() => {
-            return raised(kind, exception, &functions, at, &ending, job, exit_code);
+            let mut verdict = raised(kind, exception, &functions, at, job);
+            if let Verdict::Failed { failure, .. } = &mut verdict {
+                failure.exit_code = exit_code;
+                if exit.oom_killed {
+                    failure.message.push_str("; meanwhile the kernel ended a process for lack of memory");
+                }
+            }
+            return verdict;
         }
-        Some(Word::Completed { .. })
-            if cut.is_none() && !ending.exit.fenced && exit_code.or(signal).is_some() =>
-        {
+        Some(Word::Completed { .. }) if cut.is_none() && !exit.fenced && exit_code.or(signal).is_some() => {
             let message = format!(
                 "the function ran to its end, but then the driver {}; its outputs may not be whole",
-                how_it_ended(&ending)
+                how_it_ended(&exit)
             );
             return failed(FailureClass::Killed, message, false);
         }
@@ -223,7 +238,7 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
                 format!("the job ran longer than {} (job.run_timeout) and was ended", limits.run_timeout);
             return failed(FailureClass::Timeout, message, false);
         }
-        Some(Cut::SubmitDeadline) => {
+        Some(Cut::SubmitDeadline | Cut::PendingDeadline) => {
             let message = format!(
                 "{} did not start the driver within {} (job.submit_timeout)",
                 limits.starter, limits.submit_timeout
@@ -232,18 +247,18 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         }
         None => {}
     }
-    if ending.exit.fenced {
+    if exit.fenced {
         return Verdict::Interrupted;
     }
-    if ending.exit.status == ExitStatus::Lost {
+    if exit.status == ExitStatus::Lost {
         let message = "the guard that ran the driver was killed, and the job with it";
         return failed(FailureClass::Infrastructure, message.to_owned(), true);
     }
-    let killed = killing_signal(&ending);
-    if ending.exit.oom_killed && killed == Some(libc::SIGKILL) {
+    let killed = killing_signal(&exit);
+    if exit.oom_killed && killed == Some(libc::SIGKILL) {
         let message = format!(
             "the kernel ended the job for lack of memory (it used up to {} MiB); ask for less, or run it on a larger machine",
-            ending.exit.peak_memory >> 20
+            exit.peak_memory >> 20
         );
         return failed(FailureClass::Killed, message, false);
     }
@@ -252,34 +267,32 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         return failed(FailureClass::Infrastructure, message, true);
     }
     if killed.is_some() {
-        let message = format!("the driver {}, and not by this worker", how_it_ended(&ending));
+        let message = format!("the driver {}, and not by this worker", how_it_ended(&exit));
         return failed(FailureClass::Killed, message, false);
     }
     if ending.started {
         let message = format!(
             "the driver {} before the function returned, without a Python exception; look for os._exit or a crash of native code",
-            how_it_ended(&ending)
+            how_it_ended(&exit)
         );
         return failed(FailureClass::Model, message, false);
     }
-    if ending.exit.status == ExitStatus::Code(DRIVER_CUT_OFF) {
+    if exit.status == ExitStatus::Code(DRIVER_CUT_OFF) {
         let message = "the driver could not reach the worker over its socket; see the log".to_owned();
         return failed(FailureClass::Infrastructure, message, true);
     }
     let message =
-        format!("{} {} before the driver was there; see the log", limits.starter, how_it_ended(&ending));
+        format!("{} {} before the driver was there; see the log", limits.starter, how_it_ended(&exit));
     failed(FailureClass::Submit, message, true)
 }
 
 /// What the driver's own word for a failure says.
-fn raised(
+pub(super) fn raised(
     kind: FailureKind,
     exception: spark_runtime_protocol::event::ModelException,
     functions: &[String],
     at: AtRecord,
-    ending: &Ending,
     job: &Job,
-    exit_code: Option<i32>,
 ) -> Verdict {
     match kind {
         FailureKind::Contract => {
@@ -300,13 +313,9 @@ fn raised(
             if !exception.message.is_empty() {
                 message.push_str(&format!(": {}", first_line(&exception.message)));
             }
-            if ending.exit.oom_killed {
-                message.push_str("; meanwhile the kernel ended a process for lack of memory");
-            }
             let mut failure = plain(FailureClass::Model, message);
             failure.exception = Some(exception);
             (failure.record, failure.input) = (at.record, at.input);
-            failure.exit_code = exit_code;
             Verdict::Failed { failure: Box::new(failure), may_pass: false }
         }
     }
@@ -317,24 +326,35 @@ fn first_line(text: &str) -> String {
 }
 
 /// The signal that ended the driver: by its own status, or by the exit code by which a shell or the JVM hands it on.
-fn killing_signal(ending: &Ending) -> Option<i32> {
-    match ending.exit.status {
+fn killing_signal(exit: &Exit) -> Option<i32> {
+    match exit.status {
         ExitStatus::Signal(signal) => Some(signal),
         ExitStatus::Code(code) if [libc::SIGKILL, libc::SIGTERM].contains(&(code - 128)) => Some(code - 128),
         ExitStatus::Code(_) | ExitStatus::Lost => None,
     }
 }
 
-fn how_it_ended(ending: &Ending) -> String {
+pub(super) fn how_it_ended(exit: &Exit) -> String {
     let named = |signal: i32| match nix::sys::signal::Signal::try_from(signal) {
         Ok(name) => format!("was ended by signal {signal} ({name})"),
         Err(_) => format!("was ended by signal {signal}"),
     };
-    match (killing_signal(ending), ending.exit.status) {
+    match (killing_signal(exit), exit.status) {
         (Some(signal), _) => named(signal),
         (None, ExitStatus::Code(code)) => format!("ended with exit code {code}"),
         (None, _) => "was lost".to_owned(),
     }
+}
+
+/// The FILE outputs of a job, by their paths in the working directory.
+#[must_use]
+pub fn file_outputs(job: &Job) -> Vec<String> {
+    let files = job.outputs().iter().filter(|entry| AssetType::of(entry) == Some(AssetType::File));
+    files.filter_map(|entry| Some(StagedPath::new(output_name(entry)).ok()?.as_str().to_owned())).collect()
+}
+
+fn output_name(entry: &Value) -> &str {
+    ["filename", "name"].iter().find_map(|key| entry.get(*key)?.as_str()).unwrap_or_default()
 }
 
 /// The outputs of a job whose function ran to its end.
@@ -350,11 +370,7 @@ fn outputs(job: &Job, working_directory: &Path, kept: Option<PathBuf>, inline: u
     let mut left_on_disk = false;
     let mut room = LARGEST_PART;
     for entry in entries.iter_mut().filter(|entry| AssetType::of(entry) == Some(AssetType::File)) {
-        let name = ["filename", "name"]
-            .iter()
-            .find_map(|key| entry.get(*key)?.as_str())
-            .unwrap_or_default()
-            .to_owned();
+        let name = output_name(entry).to_owned();
         let Ok(path) = StagedPath::new(&name) else { continue };
         let Some(object) = entry.as_object_mut() else { continue };
         match read_output(&working_directory.join(path.as_str()), inline.min(room)) {
@@ -429,7 +445,8 @@ pub fn host() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spark::guard::{Exit, LogSize};
+    use crate::spark::Ending;
+    use crate::spark::guard::LogSize;
     use serde_json::json;
     use spark_runtime_protocol::event::ModelException;
     use std::time::Duration;
@@ -455,13 +472,17 @@ mod tests {
             stdout: LogSize::default(),
             stderr: LogSize::default(),
         };
-        Ending { report, report_came_first: true, started, unreadable: None, exit }
+        Ending { report, report_came_first: true, started, unreadable: None, outcome: Outcome::Process(exit) }
     }
 
     fn verdict(ending: Ending, cut: Option<Cut>) -> Verdict {
-        let limits =
-            Limits { submit_timeout: "5 min".into(), run_timeout: "24 h".into(), starter: "spark-submit" };
-        judge(Tracked { ending, cut }, &job(json!([])), &limits)
+        let limits = Limits {
+            submit_timeout: "5 min".into(),
+            pending_timeout: "1 h".into(),
+            run_timeout: "24 h".into(),
+            starter: "spark-submit",
+        };
+        judge(Tracked { ending, cut, waited_for: None }, &job(json!([])), &limits)
     }
 
     fn failure(ending: Ending, cut: Option<Cut>) -> (FailureClass, String, bool) {
@@ -507,7 +528,8 @@ mod tests {
         assert_eq!((class, may_pass), (FailureClass::Killed, false));
         assert_eq!(message, "the driver was ended by signal 9 (SIGKILL), and not by this worker");
         let mut starved = ending(None, true, ExitStatus::Signal(9));
-        starved.exit.oom_killed = true;
+        let Outcome::Process(exit) = &mut starved.outcome else { panic!() };
+        exit.oom_killed = true;
         assert!(
             failure(starved, None)
                 .1

@@ -10,6 +10,7 @@ pub mod assign;
 pub mod attachments;
 pub mod check;
 pub mod claim;
+pub mod cluster_end;
 pub mod collect;
 pub mod command;
 pub mod contract;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::Value;
+use spark_runtime_protocol::asset::OUTPUT_FOLDER;
 use spark_runtime_protocol::event::{
     Event, EventData, EventKind, Failure, FailureClass, FetchedSource, JobResult, Phases, Records, Resources,
     RuntimeUsed, TraceContext,
@@ -39,13 +41,14 @@ use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
 use tokio::sync::{Semaphore, watch};
 
+use crate::broker::slots::Lending;
 use crate::clock::BootTime;
 use crate::config::Settings;
 use crate::crash::crash_point;
 use crate::repository::Repositories;
 use crate::runtimes::{Runtime, Runtimes, Sent};
 use crate::spark::client_mode::LOGIN;
-use crate::spark::{Awaited, Backend};
+use crate::spark::{Application, Awaited, Backend, Mode, Sought};
 use check::Judge;
 
 /// What every attempt of a worker shares.
@@ -62,6 +65,8 @@ pub struct Context {
     pub backend: Arc<dyn Backend>,
     /// One permit for each spark-submit that may be starting at a time.
     pub submits: Semaphore,
+    /// Slots for other jobs, while an application in a cluster is looked after.
+    pub lending: Arc<Lending>,
     /// This worker instance, as events name it.
     pub worker: String,
     /// The folder in which attempts of this worker get their directories.
@@ -104,6 +109,8 @@ pub struct Claim {
     pub trace: TraceContext,
     /// When this worker took it.
     pub taken: Timestamp,
+    /// Where its driver is to run, as far as its flags say.
+    pub mode: Mode,
     /// For how long it has been offered to other workers, because those that had it have no runtime for it.
     pub unfit_for: Duration,
 }
@@ -247,6 +254,8 @@ pub struct Course {
     pub sources: Vec<FetchedSource>,
     /// The runtime that it got.
     pub runtime: Option<RuntimeUsed>,
+    /// Who ended it, when that was neither somebody who asked for it here nor the service itself.
+    pub ended_by: Option<String>,
 }
 
 /// One attempt, over.
@@ -282,7 +291,7 @@ async fn run_phases(
     if let Some(reason) = stop.reason() {
         return submit::stopped(reason);
     }
-    let started = Instant::now();
+    let began = Instant::now();
     let job = match resolve::resolve(&context.repositories, job, stop).await {
         Ok((job, sources)) => {
             course.sources = sources;
@@ -292,100 +301,42 @@ async fn run_phases(
     };
     let directory = context.directory.join(attempt_folder(claim));
     course.directory = Some(directory.clone());
-    let judge = context.judge.clone();
-    let announce = context.announce.clone();
+    let (judge, this) = (context.judge.clone(), claim.clone());
     let refuse = context.settings.job.refuse_existing_outputs;
-    let this = claim.clone();
-    let sources = course.sources.clone();
     // Parsing, checking and writing block; they are done on threads that may.
-    let checked = tokio::task::spawn_blocking({
-        let this = this.clone();
-        move || {
-            let mut plan = judge.plan(&job).map_err(End::Rejected)?;
-            judge.settle(&mut plan).map_err(End::Rejected)?;
-            if refuse && !this.existing.is_empty() {
-                return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
-            }
-            Ok((job, plan))
+    let checked = on_its_own_thread("checking", move || {
+        let mut plan = judge.plan(&job).map_err(End::Rejected)?;
+        judge.settle(&mut plan).map_err(End::Rejected)?;
+        if refuse && !this.existing.is_empty() {
+            return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
         }
+        Ok((job, plan))
     });
     let (job, plan) = match checked.await {
-        Ok(Ok(checked)) => checked,
-        Ok(Err(end)) => return end,
-        Err(error) => return submit::broken(&format!("checking was cut short: {error}")),
-    };
-    // Kept until the end: an environment that is in use is not removed.
-    let runtime = match runtime(context, claim, &job, stop).await {
-        Ok(runtime) => runtime,
+        Ok(checked) => checked,
         Err(end) => return end,
     };
-    let used = runtime.used.clone();
-    course.runtime = Some(used.clone());
-    let prepared = tokio::task::spawn_blocking(move || {
-        let mut notes = plan.notes.clone();
-        notes.extend(clear_outputs(&job, &this)?);
-        let accepted = this.event(EventKind::Accepted, |data| {
-            data.message = (!notes.is_empty()).then(|| notes.join("; "));
-            data.sources = (!sources.is_empty()).then_some(sources);
-            data.runtime = Some(used);
-        });
-        announce.announce(EventKind::Accepted, accepted);
-        match stage::stage(&directory, &job, &plan, &text) {
-            Ok(staged) => Ok((job, plan, staged, notes)),
-            Err(error) => Err(End::Failed { may_pass: error.may_pass(), failure: Box::new(error.failure()) }),
-        }
-    })
-    .await;
-    let (job, plan, staged, notes) = match prepared {
-        Ok(Ok(prepared)) => prepared,
-        Ok(Err(end)) => return end,
-        Err(error) => return submit::broken(&format!("staging was cut short: {error}")),
+    let sought = Sought {
+        mode: plan.mode(),
+        identity: submit::identity(claim),
+        working_directory: directory.join(stage::WORK),
+        directory,
     };
-    course.notes = notes;
-    if plan.contract().is_some() {
-        match attachments::bring(context, &job, &staged.working_directory, stop).await {
-            Ok(notes) => course.notes.extend(notes),
-            Err(end) => return end,
-        }
-    }
-    // Told as far as it came, also when what follows is cut short.
-    course.phases.stage = Some(since(started));
-    let sent = match sent(context, &plan, &runtime, stop).await {
-        Ok(sent) => sent,
+    let adopted = match submit::adopt(context, &sought, stop).await {
+        Ok(adopted) => adopted,
         Err(end) => return end,
     };
-    let prepared = tokio::select! {
-        // A store that does not answer is waited for, but not by a worker that is to leave.
-        biased;
-        reason = stop.stronger(None) => return submit::stopped(reason),
-        prepared = upload::prepare(context, &job) => prepared,
-    };
-    let target = match prepared {
-        Ok(target) => target,
-        Err(end) => return end,
-    };
-    course.phases.stage = Some(since(started));
-    crash_point("after-stage");
-    if let Some(reason) = stop.reason() {
-        return submit::stopped(reason);
-    }
-    context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
-    let submitting = Instant::now();
     let way = plan.way();
-    let mut submitted = match submit::submit(context, &staged, &plan, &runtime, sent.as_ref(), stop).await {
-        Ok(submitted) => submitted,
+    let judged = Judged { job, plan, sought, began };
+    let started = match adopted {
+        Some(application) => take_up(context, claim, judged, application, stop, course).await,
+        None => start(context, claim, judged, text, stop, course).await,
+    };
+    let Started { job, staged, target, mut submitted, clock, kept: _kept } = match started {
+        Ok(started) => started,
         Err(end) => return end,
     };
     crash_point("after-spawn");
-    let application_id = submitted.application.id().map(str::to_owned);
-    context.announce.announce(
-        EventKind::Submitted,
-        claim.event(EventKind::Submitted, |data| {
-            data.application_id = application_id;
-            data.way = plan.contract().map(|contract| contract.way);
-        }),
-    );
-    let clock = track::Clock { submitting, launched: Instant::now() };
     let tracked = track::track(context, claim, &mut submitted, stop, clock, course).await;
     let collecting = Instant::now();
     let mut end = collect::collect(context, job, way, &staged, tracked, course).await;
@@ -395,6 +346,142 @@ async fn run_phases(
     }
     course.phases.collect = Some(since(collecting));
     end
+}
+
+/// What of a job is looked for before it is run, with a directory of its own for what is found.
+#[must_use]
+pub fn sought(context: &Context, claim: &Claim, mode: Mode) -> Sought {
+    let directory = context.directory.join(attempt_folder(claim));
+    let working_directory = directory.join(stage::WORK);
+    Sought { mode, identity: submit::identity(claim), directory, working_directory }
+}
+
+/// A job that can be run.
+struct Judged {
+    job: Job,
+    plan: check::Plan,
+    sought: Sought,
+    /// When this attempt began.
+    began: Instant,
+}
+
+/// An attempt whose application is there.
+struct Started<'a> {
+    job: Job,
+    staged: stage::Staged,
+    /// Where the files of a training job go.
+    target: Option<upload::Target>,
+    submitted: submit::Submitted<'a>,
+    clock: track::Clock,
+    /// Kept until the end: an environment that is in use is not removed.
+    kept: Option<(Runtime, Option<Sent>)>,
+}
+
+/// Takes up an application that was there before: nothing is staged or submitted, and nothing of its outputs removed.
+async fn take_up<'a>(
+    context: &'a Context,
+    claim: &Claim,
+    judged: Judged,
+    application: Box<dyn Application>,
+    stop: &mut Stop,
+    course: &mut Course,
+) -> Result<Started<'a>, End> {
+    let Judged { job, plan, sought, .. } = judged;
+    let note = "an application of the job was there already; it is followed and nothing submitted".to_owned();
+    let accepted = claim.event(EventKind::Accepted, |data| {
+        data.message = Some(note.clone());
+        data.sources = (!course.sources.is_empty()).then(|| course.sources.clone());
+    });
+    context.announce.announce(EventKind::Accepted, accepted);
+    course.notes.push(note);
+    let staged = on_its_own_thread("staging", move || {
+        stage::folders(&sought.directory).map_err(|error| not_staged(&error))
+    });
+    let staged = staged.await?;
+    let target = target(context, &job, stop).await?;
+    let now = Instant::now();
+    let way = plan.contract().map(|contract| contract.way);
+    let submitted = submit::Submitted { application, permit: None, way };
+    let clock = track::Clock { submitting: now, launched: now };
+    Ok(Started { job, staged, target, submitted, clock, kept: None })
+}
+
+/// Stages the job's files and starts its driver.
+async fn start<'a>(
+    context: &'a Context,
+    claim: &Claim,
+    judged: Judged,
+    text: Vec<u8>,
+    stop: &mut Stop,
+    course: &mut Course,
+) -> Result<Started<'a>, End> {
+    let Judged { job, plan, sought, began } = judged;
+    let runtime = runtime(context, claim, &job, stop).await?;
+    course.runtime = Some(runtime.used.clone());
+    let (announce, this, directory) = (context.announce.clone(), claim.clone(), sought.directory.clone());
+    let (sources, used) = (course.sources.clone(), runtime.used.clone());
+    let staging = on_its_own_thread("staging", move || {
+        let mut notes = plan.notes.clone();
+        notes.extend(clear_outputs(&job, &this)?);
+        let accepted = this.event(EventKind::Accepted, |data| {
+            data.message = (!notes.is_empty()).then(|| notes.join("; "));
+            data.sources = (!sources.is_empty()).then_some(sources);
+            data.runtime = Some(used);
+        });
+        announce.announce(EventKind::Accepted, accepted);
+        let staged = stage::stage(&directory, &job, &plan, &text).map_err(|error| not_staged(&error))?;
+        Ok((job, plan, staged, notes))
+    });
+    let (job, plan, staged, notes) = staging.await?;
+    course.notes = notes;
+    if plan.contract().is_some() {
+        course.notes.extend(attachments::bring(context, &job, &staged.working_directory, stop).await?);
+    }
+    // Told as far as it came, also when what follows is cut short.
+    course.phases.stage = Some(since(began));
+    let sent = sent(context, &plan, &runtime, stop).await?;
+    let target = target(context, &job, stop).await?;
+    course.phases.stage = Some(since(began));
+    crash_point("after-stage");
+    if let Some(reason) = stop.reason() {
+        return Err(submit::stopped(reason));
+    }
+    context.announce.announce(EventKind::Staged, claim.event(EventKind::Staged, |_| {}));
+    let submitting = Instant::now();
+    let wanted = submit::Wanted {
+        runtime: &runtime,
+        sent: sent.as_ref(),
+        outputs: collect::file_outputs(&job),
+        output_folder: (job.job_type() == JobType::Training).then_some(OUTPUT_FOLDER),
+    };
+    let submitted = submit::submit(context, sought, &staged, &plan, wanted, stop).await?;
+    let clock = track::Clock { submitting, launched: Instant::now() };
+    Ok(Started { job, staged, target, submitted, clock, kept: Some((runtime, sent)) })
+}
+
+/// Does what blocks where it may.
+async fn on_its_own_thread<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, End> + Send + 'static,
+) -> Result<T, End> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(submit::broken(&format!("{what} was cut short: {error}"))),
+    }
+}
+
+fn not_staged(error: &stage::StageError) -> End {
+    End::Failed { may_pass: error.may_pass(), failure: Box::new(error.failure()) }
+}
+
+/// Where the files of a training job go.
+async fn target(context: &Context, job: &Job, stop: &mut Stop) -> Result<Option<upload::Target>, End> {
+    tokio::select! {
+        // A store that does not answer is waited for, but not by a worker that is to leave.
+        biased;
+        reason = stop.stronger(None) => Err(submit::stopped(reason)),
+        prepared = upload::prepare(context, job) => prepared,
+    }
 }
 
 /// The runtime that the job gets.

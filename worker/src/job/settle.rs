@@ -17,7 +17,7 @@ use spark_runtime_protocol::event::{
 use spark_runtime_protocol::json::Fault;
 
 use super::resolve::next_offer;
-use super::submit::plain;
+use super::submit::{identity, plain};
 use super::{Attempt, Claim, Context, Course, End, in_words};
 use crate::broker::history::History;
 use crate::broker::ledger::fold::Settled as SettledJob;
@@ -26,6 +26,7 @@ use crate::broker::ledger::{Held, Ledger, Superseded};
 use crate::broker::message::{Message, Seen};
 use crate::broker::publisher::{Announcement, Burial, Publisher};
 use crate::crash::crash_point;
+use crate::spark::Mode;
 
 /// What is to be done with the delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +80,10 @@ pub fn terminal_event(claim: &Claim, attempt: &Attempt) -> Option<(EventKind, Ev
         End::Failed { failure, .. } => failed(claim, course, failure),
         End::Rejected(faults) => rejected(claim, course, faults),
         End::Cancelled => {
-            let lines = [("INFO", "cancelled on request".to_owned())];
-            terminal(claim, EventKind::Cancelled, JobResult::Unknown, course, &lines, |_| {})
+            let words = course.ended_by.clone().unwrap_or_else(|| "cancelled on request".to_owned());
+            terminal(claim, EventKind::Cancelled, JobResult::Unknown, course, &[("INFO", words)], |data| {
+                data.message.clone_from(&course.ended_by);
+            })
         }
         End::Unfit(_) | End::GivenBack | End::Interrupted | End::Abandoned => return None,
     };
@@ -204,6 +207,8 @@ pub async fn settle(
             crash_point("before-release");
             desk.ledger.release(held, Reason::Failed).await?;
             crash_point("after-release");
+            // The next attempt must not take this one's application for one whose end nobody has told.
+            context.backend.forget(&identity(claim), claim.mode).await;
             retry(context, &desk.publisher, claim, message, failure).await;
             crash_point("before-ack");
             return Ok(Outcome::Said);
@@ -219,6 +224,10 @@ pub async fn settle(
     let settled_by = held.claim();
     desk.ledger.settle(held, ending, event.time).await?;
     crash_point("after-settle");
+    if claim.mode == Mode::Cluster {
+        let (backend, identity) = (context.backend.clone(), identity(claim));
+        tokio::spawn(async move { backend.forget(&identity, Mode::Cluster).await });
+    }
     bury(&desk.publisher, &event, message, Some(settled_by)).await;
     crash_point("before-event");
     desk.publisher.announce_again(&announcement).await;
@@ -388,6 +397,12 @@ fn ended(class: FailureClass, message: String) -> Attempt {
 #[must_use]
 pub fn cancelled() -> Attempt {
     Attempt { end: End::Cancelled, course: Course::default() }
+}
+
+/// The end of an attempt at which nothing could be done that had to be.
+#[must_use]
+pub fn given_back() -> Attempt {
+    Attempt { end: End::GivenBack, course: Course::default() }
 }
 
 /// The end of a message that is no job that can be run.

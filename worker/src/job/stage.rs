@@ -34,6 +34,8 @@ use super::check::Plan;
 use super::literal::{write_list, write_string};
 use super::submit::plain;
 
+/// The working directory, in that of an attempt.
+pub const WORK: &str = "work";
 /// The driver program, as it is staged.
 const DRIVER_PROGRAM: &str = include_str!("../../driver/ModelOpPySparkDriver.py");
 /// The texts of [`RECORD_PARTS`].
@@ -106,12 +108,7 @@ impl StageError {
 /// # Errors
 /// [`StageError`] with the file that failed; what was written until then stays for the caller to remove.
 pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<Staged, StageError> {
-    let working_directory = directory.join("work");
-    let mut builder = DirBuilder::new();
-    builder.mode(0o700);
-    for folder in [directory, &working_directory] {
-        builder.create(folder).map_err(|source| StageError { path: folder.to_owned(), source })?;
-    }
+    let Staged { working_directory, .. } = folders(directory)?;
     let writer = Writer { root: &working_directory };
     writer.write(MODEL_SOURCE, |file| file.write_all(job.source_code().as_bytes()))?;
     writer.write(MODEL_METADATA, |file| metadata(file, job, plan))?;
@@ -139,6 +136,20 @@ pub fn stage(directory: &Path, job: &Job, plan: &Plan, text: &[u8]) -> Result<St
     }
     let modules = if plan.has_executors_elsewhere() { Some(archive(directory, job)?) } else { None };
     Ok(Staged { directory: directory.to_owned(), working_directory, modules })
+}
+
+/// Makes `directory` with nothing in it, for an attempt whose files are elsewhere. Blocks.
+///
+/// # Errors
+/// [`StageError`].
+pub fn folders(directory: &Path) -> Result<Staged, StageError> {
+    let working_directory = directory.join(WORK);
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    for folder in [directory, &working_directory] {
+        builder.create(folder).map_err(|source| StageError { path: folder.to_owned(), source })?;
+    }
+    Ok(Staged { directory: directory.to_owned(), working_directory, modules: None })
 }
 
 /// Puts the primary source and every secondary Python source into one archive. What a model hands to executors is

@@ -12,18 +12,58 @@ use tokio::sync::SemaphorePermit;
 use super::check::Plan;
 use super::contract::Contract;
 use super::stage::Staged;
-use super::{Context, End, Stop, StopReason};
+use super::{Claim, Context, End, Stop, StopReason};
 use crate::config::Secret;
 use crate::runtimes::{Runtime, Sent};
 use crate::spark::guard::LaunchError;
-use crate::spark::{Application, Submission, SubmitError};
+use crate::spark::{Application, Identity, Mode, Sought, Submission, SubmitError};
 
-/// An application that was started, and its place among those that are starting.
+/// An application that was started or found, and its place among those that are starting.
 pub struct Submitted<'a> {
     /// The application.
     pub application: Box<dyn Application>,
-    /// Given up once the model is about to run; absent where no JVM is started.
+    /// Given up once the model is about to run, or a cluster has it; absent where no JVM is started.
     pub permit: Option<SemaphorePermit<'a>>,
+    /// How a record model is run.
+    pub way: Option<Way>,
+}
+
+/// Whose an application of this claim's job is.
+#[must_use]
+pub fn identity(claim: &Claim) -> Identity {
+    Identity { job: claim.job.as_str().to_owned(), digest: claim.digest.clone() }
+}
+
+/// What there is already of a job whose driver runs in a cluster: there is never a second one beside it.
+///
+/// # Errors
+/// The attempt's end, when it was stopped before that was known, or it cannot be known.
+pub async fn adopt(
+    context: &Context,
+    sought: &Sought,
+    stop: &mut Stop,
+) -> Result<Option<Box<dyn Application>>, End> {
+    tokio::select! {
+        biased;
+        reason = stop.stronger(None) => Err(match reason {
+            // What there may be has to be ended, which the next attempt does.
+            StopReason::Cancel if sought.mode == Mode::Cluster => End::GivenBack,
+            reason => stopped(reason),
+        }),
+        found = context.backend.find(sought) => found.map_err(|error| failed(&error)),
+    }
+}
+
+/// With what a driver is started, and what it is to leave.
+pub struct Wanted<'a> {
+    /// The runtime that the job got.
+    pub runtime: &'a Runtime,
+    /// Its environment for executors elsewhere, where they need it.
+    pub sent: Option<&'a Sent>,
+    /// The job's FILE outputs.
+    pub outputs: Vec<String>,
+    /// The folder whose files a training job is to leave.
+    pub output_folder: Option<&'static str>,
 }
 
 /// Waits for a place and starts the driver.
@@ -32,10 +72,10 @@ pub struct Submitted<'a> {
 /// The attempt's end, when it was stopped before or could not be started.
 pub async fn submit<'a>(
     context: &'a Context,
+    sought: Sought,
     staged: &Staged,
     plan: &Plan,
-    runtime: &Runtime,
-    sent: Option<&Sent>,
+    wanted: Wanted<'_>,
     stop: &mut Stop,
 ) -> Result<Submitted<'a>, End> {
     let way = plan.way();
@@ -56,20 +96,23 @@ pub async fn submit<'a>(
     }
     let login = login(context, plan)?;
     let submission = Submission {
+        sought,
         login,
-        directory: staged.directory.clone(),
-        working_directory: staged.working_directory.clone(),
         modules: staged.modules.clone(),
-        environment: sent.map(|sent| sent.archive.clone()),
+        environment: wanted.sent.map(|sent| sent.archive.clone()),
         command_line: plan.command_line.clone(),
         leaves_java_idle: plan.contract().is_some_and(Contract::leaves_java_idle),
-        runtime: runtime.spark.clone(),
+        runtime: wanted.runtime.spark.clone(),
         way,
+        outputs: wanted.outputs,
+        output_folder: wanted.output_folder,
         not_after,
     };
     // Not cancelled by a stop: what was started must be known to be ended.
     match context.backend.submit(&submission).await {
-        Ok(application) => Ok(Submitted { application, permit }),
+        Ok(application) => {
+            Ok(Submitted { application, permit, way: plan.contract().map(|contract| contract.way) })
+        }
         Err(error) => Err(failed(&error)),
     }
 }
@@ -112,10 +155,15 @@ fn failed(error: &SubmitError) -> End {
     let class = match error {
         SubmitError::Installation(_) | SubmitError::Launch(_) => FailureClass::Submit,
         SubmitError::Directory { .. } => FailureClass::Staging,
-        SubmitError::Guard(_) => FailureClass::Infrastructure,
+        SubmitError::Guard(_) | SubmitError::Cluster(_) | SubmitError::Away(_) => {
+            FailureClass::Infrastructure
+        }
     };
     let message = match error {
-        SubmitError::Directory { .. } | SubmitError::Installation(_) => error.to_string(),
+        SubmitError::Directory { .. }
+        | SubmitError::Installation(_)
+        | SubmitError::Cluster(_)
+        | SubmitError::Away(_) => error.to_string(),
         SubmitError::Launch(_) | SubmitError::Guard(_) => with_causes(error),
     };
     End::Failed { failure: Box::new(plain(class, message)), may_pass: true }

@@ -8,17 +8,19 @@
 use std::time::Instant;
 
 use jiff::Timestamp;
-use spark_runtime_protocol::event::EventKind;
+use spark_runtime_protocol::event::{EventKind, Way};
 
 use super::submit::Submitted;
 use super::{Claim, Context, Course, Stop, StopReason, since};
-use crate::spark::{Application, Change, Ending};
+use crate::spark::{Accepted, Application, Change, Ending, Outcome};
 
 /// Why an application was brought to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// The driver was not there in time.
+    /// The driver was not there in time, or no cluster had it.
     SubmitDeadline,
+    /// It waited too long for its place in a cluster.
+    PendingDeadline,
     /// The job ran for too long.
     RunDeadline,
     /// The attempt was stopped.
@@ -32,6 +34,8 @@ pub struct Tracked {
     pub ending: Ending,
     /// Why it was brought to its end, when it was.
     pub cut: Option<Cut>,
+    /// What it waited for in a cluster when it was.
+    pub waited_for: Option<String>,
 }
 
 /// The moments that an attempt's times are counted from.
@@ -53,8 +57,13 @@ pub async fn track(
     course: &mut Course,
 ) -> Tracked {
     let job = &context.settings.job;
+    if let Some(accepted) = submitted.application.accepted() {
+        announce_submitted(context, claim, submitted.way, &accepted);
+    }
     let mut deadline = tokio::time::Instant::from_std(clock.launched) + job.submit_timeout;
     let mut deadline_is = Cut::SubmitDeadline;
+    // Held until the end: another job may have this machine meanwhile.
+    let mut _lent = None;
     loop {
         let cut = tokio::select! {
             // Stops and deadlines first: a driver that never ceases to talk must not keep them from being heard.
@@ -62,8 +71,18 @@ pub async fn track(
             reason = stop.stronger(None) => Cut::Stopped(reason),
             () = tokio::time::sleep_until(deadline) => deadline_is,
             change = submitted.application.changed() => match change {
-                // A driver says each of these once; whatever says it again changes nothing.
-                Change::Started if deadline_is == Cut::SubmitDeadline => {
+                // Each of these is said once; whatever says it again changes nothing.
+                Change::Accepted(accepted) if deadline_is == Cut::SubmitDeadline => {
+                    announce_submitted(context, claim, submitted.way, &accepted);
+                    submitted.permit = None;
+                    if submitted.application.outlives_worker() {
+                        _lent = context.lending.lend();
+                    }
+                    deadline = tokio::time::Instant::now() + job.pending_timeout;
+                    deadline_is = Cut::PendingDeadline;
+                    continue;
+                }
+                Change::Started if deadline_is != Cut::RunDeadline => {
                     deadline = tokio::time::Instant::now() + job.run_timeout;
                     deadline_is = Cut::RunDeadline;
                     continue;
@@ -73,19 +92,35 @@ pub async fn track(
                     submitted.permit = None;
                     continue;
                 }
-                Change::Started | Change::Running => continue,
+                Change::Accepted(_) | Change::Started | Change::Running => continue,
                 Change::Ended(ending) => return over(course, *ending, None),
             },
         };
+        let waited_for = submitted.application.waits_for();
         let ending = end(context, submitted.application.as_mut(), stop, cut).await;
         // Who has lost the job meanwhile has nothing to say about it, whatever it was ended for.
-        let cut = if stop.reason() == Some(StopReason::OwnershipLost) {
-            Cut::Stopped(StopReason::OwnershipLost)
-        } else {
-            cut
+        let cut = match (stop.reason(), &ending.outcome) {
+            (Some(StopReason::OwnershipLost), _) => Cut::Stopped(StopReason::OwnershipLost),
+            // It goes on, whatever it was to be ended for: whoever follows it next sees to that.
+            (reason, Outcome::Left) => Cut::Stopped(reason.unwrap_or(StopReason::GiveBack)),
+            _ => cut,
         };
-        return over(course, ending, Some(cut));
+        return Tracked { waited_for, ..over(course, ending, Some(cut)) };
     }
+}
+
+fn announce_submitted(context: &Context, claim: &Claim, way: Option<Way>, accepted: &Accepted) {
+    context.announce.announce(
+        EventKind::Submitted,
+        claim.event(EventKind::Submitted, |data| {
+            data.application_id.clone_from(&accepted.id);
+            data.tracking_url.clone_from(&accepted.tracking_url);
+            data.way = way;
+            data.message = accepted
+                .is_adopted
+                .then(|| "an application of the job was there already; it is followed".to_owned());
+        }),
+    );
 }
 
 fn running(context: &Context, claim: &Claim, submitting: Instant, course: &mut Course) {
@@ -100,41 +135,51 @@ fn over(course: &mut Course, ending: Ending, cut: Option<Cut>) -> Tracked {
         let run = Timestamp::now().as_millisecond().saturating_sub(since.as_millisecond());
         course.phases.run = Some(u64::try_from(run).unwrap_or(0));
     }
-    course.resources = Some(spark_runtime_protocol::event::Resources {
-        peak_memory_bytes: ending.exit.peak_memory,
-        processor_seconds: ending.exit.processor_time.as_secs_f64(),
-    });
-    Tracked { ending, cut }
+    if let Outcome::Process(exit) = &ending.outcome {
+        course.resources = Some(spark_runtime_protocol::event::Resources {
+            peak_memory_bytes: exit.peak_memory,
+            processor_seconds: exit.processor_time.as_secs_f64(),
+        });
+    }
+    Tracked { ending, cut, waited_for: None }
 }
 
-/// The kill ladder.
+/// The kill ladder. What goes on without this worker is left to the next one when only this one is to stop.
 async fn end(context: &Context, application: &mut dyn Application, stop: &mut Stop, cut: Cut) -> Ending {
-    let at_once = |reason: StopReason| reason >= StopReason::GiveBackNow;
+    let leaves = application.outlives_worker();
     let mut reason = match cut {
         Cut::Stopped(reason) => Some(reason),
-        Cut::SubmitDeadline | Cut::RunDeadline => stop.reason(),
+        Cut::SubmitDeadline | Cut::PendingDeadline | Cut::RunDeadline => stop.reason(),
     };
     tracing::debug!(?cut, "an application is brought to its end");
-    if !reason.is_some_and(at_once) {
-        application.terminate();
-        let grace = tokio::time::sleep(context.settings.job.kill_grace);
-        tokio::pin!(grace);
+    let grace = tokio::time::sleep(context.settings.job.kill_grace);
+    tokio::pin!(grace);
+    let (mut is_asked, mut is_killed) = (false, false);
+    loop {
+        match reason {
+            Some(reason) if leaves && reason >= StopReason::GiveBack => application.leave(),
+            Some(reason) if reason >= StopReason::GiveBackNow => is_killed = true,
+            _ => {}
+        }
+        if is_killed {
+            application.kill();
+        } else if !is_asked {
+            application.terminate();
+            is_asked = true;
+        }
         loop {
             tokio::select! {
                 biased;
                 change = application.changed() => if let Change::Ended(ending) = change { return *ending },
-                () = &mut grace => break,
+                () = &mut grace, if !is_killed => {
+                    is_killed = true;
+                    break;
+                }
                 stronger = stop.stronger(reason) => {
                     reason = Some(stronger);
-                    if at_once(stronger) { break }
+                    break;
                 }
             }
-        }
-    }
-    application.kill();
-    loop {
-        if let Change::Ended(ending) = application.changed().await {
-            return *ending;
         }
     }
 }

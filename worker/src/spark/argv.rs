@@ -6,9 +6,8 @@
 //! This module must not start anything, nor write files.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::path::Path;
 
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
@@ -20,6 +19,12 @@ use super::policy::{Master, Policy, Setting};
 const PY_FILES: &str = "spark.submit.pyFiles";
 /// The property of `--archives`.
 const ARCHIVES: &str = "spark.archives";
+/// The property of `--files`.
+const FILES: &str = "spark.files";
+/// The tags by which an application is found.
+const TAGS: &str = "spark.yarn.tags";
+/// The property of `--deploy-mode`.
+const DEPLOY_MODE: &str = "spark.submit.deployMode";
 /// The property that names the Python of drivers and executors.
 pub const PYTHON: &str = "spark.pyspark.python";
 /// The property that names the Python of drivers alone.
@@ -44,6 +49,21 @@ const JAVA_OPTIONS: &str = "spark.driver.extraJavaOptions";
 /// Where a JVM finds options besides.
 const JAVA_VARIABLES: [&str; 4] =
     ["SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"];
+
+/// What goes to where a job runs, beside what it sends there itself. Each name is as spark-submit takes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Archives of Python modules.
+    pub modules: Vec<OsString>,
+    /// The environment of the runtime, packed.
+    pub environment: Option<OsString>,
+    /// Files, for the folder of the driver and of each executor.
+    pub files: Vec<OsString>,
+    /// Archives, unpacked there in folders.
+    pub archives: Vec<OsString>,
+    /// The tags by which the application is found.
+    pub tags: Vec<String>,
+}
 
 /// What spark-submit is told, the program that it runs left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +107,25 @@ impl CommandLine {
             })?;
             line.settings.insert(0, master);
         }
+        line.check_modes().map_err(|message| vec![Fault::new("", message)])?;
         Ok(line)
+    }
+
+    /// Whether the kind of master can run the driver where the deploy mode wants it.
+    fn check_modes(&self) -> Result<(), String> {
+        match self.master() {
+            _ if !self.is_cluster_mode() => Ok(()),
+            Master::Yarn => Ok(()),
+            Master::Local => {
+                Err("has deploy mode cluster and master local, which is no cluster; leave --deploy-mode out"
+                    .to_owned())
+            }
+            Master::Standalone => {
+                Err("has deploy mode cluster on a standalone cluster, where Spark runs no Python \
+                                       programs in it; leave --deploy-mode out"
+                    .to_owned())
+            }
+        }
     }
 
     fn value(&self, identity: &str) -> Option<&str> {
@@ -135,34 +173,58 @@ impl CommandLine {
         self.sets(PYTHON)
     }
 
-    /// The arguments that stand before the program; secrets are left out. `modules` and `environment`, an archive, go to
-    /// the executors beside what the job itself sends there.
+    /// Whether the driver runs in a cluster, too.
     #[must_use]
-    pub fn arguments(&self, modules: Option<&Path>, environment: Option<&Path>) -> Vec<OsString> {
+    pub fn is_cluster_mode(&self) -> bool {
+        self.value(DEPLOY_MODE) == Some("cluster")
+    }
+
+    /// The queue of a cluster that the job is for, where somebody says so.
+    #[must_use]
+    pub fn queue(&self) -> Option<&str> {
+        self.value("spark.yarn.queue")
+    }
+
+    /// The arguments that stand before the program; secrets are left out. What is `sent` goes to where the job runs beside
+    /// what the job itself sends there.
+    #[must_use]
+    pub fn arguments(&self, sent: &Sent) -> Vec<OsString> {
         let mut arguments = Vec::new();
-        let modules = modules.map(|modules| modules.as_os_str().to_owned());
-        let environment = environment.map(|archive| {
-            let mut named = archive.as_os_str().to_owned();
+        let mut archives = sent.archives.clone();
+        if let Some(environment) = &sent.environment {
+            let mut named = environment.clone();
             named.push(format!("#{ENVIRONMENT}"));
-            named
-        });
-        let mut sent = Vec::new();
-        for (flag, property, files) in
-            [("--py-files", PY_FILES, modules), ("--archives", ARCHIVES, environment.clone())]
-        {
-            let Some(mut files) = files else { continue };
-            if let Some(own) = self.value(property) {
-                files.push(",");
-                files.push(own);
-            }
-            arguments.extend([flag.into(), files]);
-            sent.push(property);
+            archives.push(named);
         }
-        if environment.is_some() {
+        let tags: Vec<OsString> = sent.tags.iter().map(OsString::from).collect();
+        let mut merged = Vec::new();
+        for (flag, property, ours) in [
+            (Some("--py-files"), PY_FILES, &sent.modules),
+            (Some("--files"), FILES, &sent.files),
+            (Some("--archives"), ARCHIVES, &archives),
+            (None, TAGS, &tags),
+        ] {
+            if ours.is_empty() {
+                continue;
+            }
+            let own = self.value(property).map(OsString::from);
+            let list: Vec<OsString> = ours.iter().cloned().chain(own).collect();
+            let list = list.join(OsStr::new(","));
+            match flag {
+                Some(flag) => arguments.extend([flag.into(), list]),
+                None => {
+                    let mut setting = OsString::from(format!("{property}="));
+                    setting.push(list);
+                    arguments.extend(["--conf".into(), setting]);
+                }
+            }
+            merged.push(property);
+        }
+        if sent.environment.is_some() {
             arguments.extend(["--conf".into(), format!("{PYTHON}=./{ENVIRONMENT}/bin/python").into()]);
         }
-        let sent = |setting: &&Setting| sent.contains(&setting.identity());
-        for setting in self.settings.iter().filter(|setting| !setting.is_secret() && !sent(setting)) {
+        let is_merged = |setting: &&Setting| merged.contains(&setting.identity());
+        for setting in self.settings.iter().filter(|setting| !setting.is_secret() && !is_merged(setting)) {
             match setting.flag() {
                 Some(flag) => {
                     arguments.push(flag.into());
@@ -273,7 +335,10 @@ mod tests {
     fn arguments(parameters: serde_json::Value, conf: serde_json::Value, policy: &str) -> Vec<String> {
         let line =
             CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
-        line.arguments(None, None).iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
+        line.arguments(&Sent::default())
+            .iter()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect()
     }
 
     #[test]
@@ -315,7 +380,7 @@ mod tests {
         let policy = Policy::default();
         let line = CommandLine::of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local")
             .unwrap();
-        let arguments = line.arguments(Some(Path::new("/a b/modules.zip")), None);
+        let arguments = line.arguments(&Sent { modules: vec!["/a b/modules.zip".into()], ..Sent::default() });
         assert_eq!(arguments[..2], ["--py-files", "/a b/modules.zip,hdfs:///x.py"]);
         assert!(!arguments[2..].iter().any(|argument| argument == "--py-files"));
     }
@@ -326,7 +391,7 @@ mod tests {
         let line =
             CommandLine::of(&job(json!({"--archives": "hdfs:///x.zip#x"}), json!({})), &policy, "local")
                 .unwrap();
-        let arguments = line.arguments(None, Some(Path::new("/e.tar.gz")));
+        let arguments = line.arguments(&Sent { environment: Some("/e.tar.gz".into()), ..Sent::default() });
         assert_eq!(
             arguments[..4],
             [
@@ -362,7 +427,7 @@ mod tests {
     fn secrets_are_no_arguments() {
         let conf = json!({"spark.hadoop.fs.s3a.secret.key": "p\u{e4} ss=1\\\n"});
         let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local[*]").unwrap();
-        assert!(!format!("{:?}", line.arguments(None, None)).contains("secret"));
+        assert!(!format!("{:?}", line.arguments(&Sent::default())).contains("secret"));
         assert_eq!(
             properties_file("spark.a 1", &line.secrets()),
             "spark.a 1\nspark.hadoop.fs.s3a.secret.key=p\\u00e4 ss\\=1\\\\\\n\n"

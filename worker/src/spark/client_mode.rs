@@ -1,4 +1,5 @@
 //! Client mode, local, on a standalone cluster or on YARN: the driver is a child on this machine, and its end is the end.
+//! Launchers of drivers that are elsewhere are started here too, in the same way.
 //!
 //! A driver that needs no Spark session is started by Python itself, with no JVM, in the same directory and environment.
 //!
@@ -15,12 +16,15 @@ use spark_runtime_protocol::asset::DRIVER;
 use spark_runtime_protocol::event::Way;
 use tokio::sync::Mutex;
 
-use super::argv::{DRIVER_PYTHON, PYTHON, properties_file};
+use super::argv::{DRIVER_PYTHON, PYTHON, Sent, properties_file};
 use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
 use super::report::{Reports, SOCKET, Word};
-use super::{Application, Awaited, Backend, Change, Ending, Submission, SubmitError};
+use super::{
+    Accepted, Application, Awaited, Backend, Change, Ending, Identity, Mode, Outcome, Sought, Submission,
+    SubmitError,
+};
 use crate::config::SparkSettings;
 
 /// Standard output of an attempt, in its directory.
@@ -128,7 +132,22 @@ impl ClientMode {
         Ok(guard)
     }
 
-    fn launch(&self, submission: &Submission) -> Result<Launch, SubmitError> {
+    /// Starts spark-submit for a driver that is elsewhere, with what is `sent` there and with more settings.
+    pub(super) async fn start_launcher(
+        &self,
+        submission: &Submission,
+        launcher: Launcher,
+    ) -> Result<Running, SubmitError> {
+        let launch = self.launch(submission, Some(launcher))?;
+        Ok(self.guard().await?.launch(launch).await?)
+    }
+
+    /// The environment that spark-submit gets.
+    pub(super) fn environment(&self) -> Environment {
+        Environment::of(&self.settings, Installation::find(&self.settings).ok().as_ref())
+    }
+
+    fn launch(&self, submission: &Submission, launcher: Option<Launcher>) -> Result<Launch, SubmitError> {
         let settings = submission.runtime.as_ref().unwrap_or(&self.settings);
         let installation = match (submission.way, Installation::find(settings)) {
             (_, Ok(installation)) => Some(installation),
@@ -142,13 +161,13 @@ impl ClientMode {
             environment.set("PYSPARK_PYTHON", python);
             environment.set("PYSPARK_DRIVER_PYTHON", python);
         }
-        let temporary = submission.directory.join(TEMPORARY);
+        let temporary = submission.sought.directory.join(TEMPORARY);
         std::fs::create_dir(&temporary)
             .map_err(|source| SubmitError::Directory { what: "the folder for temporary files", source })?;
         environment.set_default("SPARK_LOCAL_DIRS", &temporary);
         environment.set_default("TMPDIR", &temporary);
         if let Some(login) = &submission.login {
-            write_secret(&submission.directory.join(LOGIN), login.expose())
+            write_secret(&submission.sought.directory.join(LOGIN), login.expose())
                 .map_err(|source| SubmitError::Directory { what: "the database's login", source })?;
         }
         if submission.command_line.master() == Master::Local {
@@ -157,7 +176,7 @@ impl ClientMode {
         }
         let (program, mut arguments) = match installation {
             Some(installation) if submission.way == Way::Spark => {
-                let arguments = spark_arguments(submission, &installation, &environment)?;
+                let arguments = spark_arguments(submission, launcher.as_ref(), &installation, &environment)?;
                 (installation.submit, arguments)
             }
             installation => {
@@ -165,22 +184,26 @@ impl ClientMode {
                 (environment.python_program()?, Vec::new())
             }
         };
-        arguments.extend([DRIVER.into(), "--report-socket".into(), OsString::from(format!("../{SOCKET}"))]);
+        arguments.push(DRIVER.into());
+        match launcher {
+            None => arguments.extend(["--report-socket".into(), OsString::from(format!("../{SOCKET}"))]),
+            Some(launcher) => arguments.extend(launcher.driver_arguments),
+        }
         Ok(Launch {
             program,
             arguments,
             environment: environment.pairs(),
-            directory: submission.working_directory.clone(),
-            stdout: submission.directory.join(STANDARD_OUTPUT),
-            stderr: submission.directory.join(STANDARD_ERROR),
+            directory: submission.sought.working_directory.clone(),
+            stdout: submission.sought.directory.join(STANDARD_OUTPUT),
+            stderr: submission.sought.directory.join(STANDARD_ERROR),
             log_limit: self.log_limit,
             not_after: submission.not_after,
         })
     }
 
     async fn start(&self, submission: &Submission) -> Result<Box<dyn Application>, SubmitError> {
-        let launch = self.launch(submission)?;
-        let reports = Reports::listen(&submission.directory)
+        let launch = self.launch(submission, None)?;
+        let reports = Reports::listen(&submission.sought.directory)
             .map_err(|source| SubmitError::Directory { what: "the driver's socket", source })?;
         // Not once more when the guard is lost meanwhile: the program may have run, and said its first words to the socket.
         let running = self.guard().await?.launch(launch).await?;
@@ -195,16 +218,37 @@ impl ClientMode {
     }
 }
 
+/// How spark-submit is to start a driver that is elsewhere.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Launcher {
+    /// What goes there beside what the submission has.
+    pub(super) sent: Sent,
+    /// Spark properties that nobody may set otherwise.
+    pub(super) properties: Vec<(&'static str, String)>,
+    /// What the driver is told.
+    pub(super) driver_arguments: Vec<OsString>,
+}
+
 /// What spark-submit is told; secrets go into a file.
 fn spark_arguments(
     submission: &Submission,
+    launcher: Option<&Launcher>,
     installation: &Installation,
     environment: &Environment,
 ) -> Result<Vec<OsString>, SubmitError> {
-    let sent = submission.environment.as_deref();
-    let mut arguments = submission.command_line.arguments(submission.modules.as_deref(), sent);
+    let sent = Sent {
+        modules: submission.modules.iter().map(OsString::from).collect(),
+        environment: submission.environment.as_ref().map(OsString::from),
+        ..launcher.map(|launcher| launcher.sent.clone()).unwrap_or_default()
+    };
+    let mut arguments = submission.command_line.arguments(&sent);
+    for (name, value) in launcher.iter().flat_map(|launcher| &launcher.properties) {
+        arguments.extend(["--conf".into(), format!("{name}={value}").into()]);
+    }
     let chosen = submission.runtime.as_ref().and_then(|runtime| runtime.python.as_deref());
-    let named = match (sent, chosen) {
+    let named = match (&sent.environment, chosen) {
+        // A driver that is elsewhere has what executors have.
+        (Some(_), _) if launcher.is_some() => None,
         // Executors have their own; that of the driver is here.
         (Some(_), chosen) => Some((DRIVER_PYTHON, chosen.unwrap_or(Path::new(environment.python())))),
         (None, Some(chosen)) => Some((PYTHON, chosen)),
@@ -228,7 +272,7 @@ fn spark_arguments(
     }
     let secrets = submission.command_line.secrets();
     if !secrets.is_empty() {
-        let path = submission.directory.join(PROPERTIES);
+        let path = submission.sought.directory.join(PROPERTIES);
         write_secret(&path, &properties_file(&defaults, &secrets))
             .map_err(|source| SubmitError::Directory { what: "the properties file", source })?;
         arguments.push("--properties-file".into());
@@ -262,11 +306,20 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 impl Backend for ClientMode {
+    /// What runs here ends with this process, and with its lease: there is never anything to be found.
+    fn find<'a>(&'a self, _: &'a Sought) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     fn submit<'a>(
         &'a self,
         submission: &'a Submission,
     ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
         Box::pin(self.start(submission))
+    }
+
+    fn forget<'a>(&'a self, _: &'a Identity, _: Mode) -> Awaited<'a, ()> {
+        Box::pin(std::future::ready(()))
     }
 }
 
@@ -355,13 +408,21 @@ impl ClientApplication {
             report: self.report.take(),
             started: self.started,
             unreadable: self.unreadable.take(),
-            exit,
+            outcome: Outcome::Process(exit),
         }))
     }
 }
 
 impl Application for ClientApplication {
-    fn id(&self) -> Option<&str> {
+    fn accepted(&self) -> Option<Accepted> {
+        Some(Accepted::default())
+    }
+
+    fn outlives_worker(&self) -> bool {
+        false
+    }
+
+    fn waits_for(&self) -> Option<String> {
         None
     }
 
@@ -377,5 +438,9 @@ impl Application for ClientApplication {
     fn kill(&self) {
         self.asked();
         self.running.kill();
+    }
+
+    fn leave(&self) {
+        self.kill();
     }
 }

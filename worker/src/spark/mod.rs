@@ -1,10 +1,12 @@
 //! Spark: what spark-submit is told, how it is started, and what can be known of what it runs.
 //!
-//! [`Backend`] is the whole seam to a way of running: submit, follow, end. An [`Application`] is one run.
+//! [`Backend`] is the whole seam to a way of running: find what runs already, submit, follow, end, forget. An
+//! [`Application`] is one run.
 //!
 //! This module must not know the broker, nor what becomes of a job.
 
 pub mod argv;
+pub mod backends;
 pub mod client_mode;
 pub mod guard;
 pub mod installation;
@@ -28,17 +30,36 @@ pub type Awaited<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A way of running Python applications.
 pub trait Backend: Send + Sync {
+    /// The application of a job that runs already, or that is over and whose end nobody has told: it is to be followed, and
+    /// nothing submitted. When this gives none, none of those that were started before will ever run any more.
+    ///
+    /// # Errors
+    /// Nothing is known then, and nothing may be submitted.
+    fn find<'a>(
+        &'a self,
+        sought: &'a Sought,
+    ) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>>;
+
     /// Starts spark-submit, or Python itself, for what lies in a directory.
     fn submit<'a>(
         &'a self,
         submission: &'a Submission,
     ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>>;
+
+    /// Removes what is kept of a job's applications outside of this machine: none of them counts any more. Best effort.
+    fn forget<'a>(&'a self, identity: &'a Identity, mode: Mode) -> Awaited<'a, ()>;
 }
 
 /// One run of a driver and of what it started.
 pub trait Application: Send {
-    /// The cluster's id of it, where there is a cluster that gives one.
-    fn id(&self) -> Option<&str>;
+    /// Where it is, once it is certain that it is there: at once, or after [`Change::Accepted`].
+    fn accepted(&self) -> Option<Accepted>;
+
+    /// It goes on when this process ends, and somebody else can follow it.
+    fn outlives_worker(&self) -> bool;
+
+    /// What it waits for, in words, as far as it is known.
+    fn waits_for(&self) -> Option<String>;
 
     /// Waits for what happens next. After [`Change::Ended`] it is not called again.
     ///
@@ -50,15 +71,59 @@ pub trait Application: Send {
 
     /// Ends it, with everything that it started; returns at once.
     fn kill(&self);
+
+    /// Ends what of it is on this machine, and lets go of the rest; returns at once. Its end is then [`Outcome::Left`],
+    /// unless nothing of it is elsewhere.
+    fn leave(&self);
+}
+
+/// Where an application is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// The cluster's id of it, where there is a cluster that gives one.
+    pub id: Option<String>,
+    /// Where its progress can be seen, by a browser.
+    pub tracking_url: Option<String>,
+    /// It was not started by this attempt.
+    pub is_adopted: bool,
+}
+
+/// Whose an application is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The job.
+    pub job: String,
+    /// What its body is: two services on one cluster may have jobs of the same id.
+    pub digest: String,
+}
+
+/// Where a driver runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// On this machine.
+    Client,
+    /// In a cluster.
+    Cluster,
+}
+
+/// What is looked for before anything is submitted, and where what it left is to be brought.
+#[derive(Debug, Clone)]
+pub struct Sought {
+    /// Where it runs.
+    pub mode: Mode,
+    /// Whose it is.
+    pub identity: Identity,
+    /// The attempt's own directory; holds logs, the driver's socket and what is secret.
+    pub directory: PathBuf,
+    /// The working directory in it, with everything that was staged.
+    pub working_directory: PathBuf,
 }
 
 /// What is to be submitted.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// The attempt's own directory; holds logs, the driver's socket and what is secret.
-    pub directory: PathBuf,
-    /// The working directory in it, with everything that was staged.
-    pub working_directory: PathBuf,
+    /// Whose it is, and where its files are.
+    pub sought: Sought,
     /// The Python modules that executors elsewhere import, in one archive.
     pub modules: Option<PathBuf>,
     /// The environment of the runtime, packed, for executors elsewhere that do not have it.
@@ -73,6 +138,10 @@ pub struct Submission {
     pub runtime: Option<SparkSettings>,
     /// Whether spark-submit is started at all.
     pub way: Way,
+    /// The job's FILE outputs, by their paths in the working directory, for a driver whose folder is elsewhere.
+    pub outputs: Vec<String>,
+    /// The folder in the working directory whose files the job is to leave, for the same.
+    pub output_folder: Option<&'static str>,
     /// From this moment on nothing is started any more: the job may be somebody else's by then.
     pub not_after: Option<BootTime>,
 }
@@ -80,6 +149,8 @@ pub struct Submission {
 /// Something that happened to an application.
 #[derive(Debug)]
 pub enum Change {
+    /// A cluster has it. Nothing of it runs yet.
+    Accepted(Accepted),
     /// The driver is there.
     Started,
     /// The model is about to run.
@@ -100,8 +171,88 @@ pub struct Ending {
     pub started: bool,
     /// Why the driver's words could not be read, if so.
     pub unreadable: Option<String>,
-    /// How its processes ended.
-    pub exit: Exit,
+    /// What ended, and how.
+    pub outcome: Outcome,
+}
+
+/// What ended, and how.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The driver was a process of this machine, which has ended.
+    Process(Exit),
+    /// A cluster says that it is over.
+    Cluster(ClusterEnd),
+    /// spark-submit ended, and the cluster has nothing of it.
+    NeverAccepted(Exit),
+    /// It goes on, for somebody else to follow.
+    Left,
+    /// Nobody knows what became of it, for longer than that is borne; why, in words.
+    Lost(String),
+}
+
+/// What a cluster says of an application that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterEnd {
+    /// The cluster's id of it.
+    pub id: String,
+    /// How it ended.
+    pub verdict: ClusterVerdict,
+    /// Why, as far as it can be told by kind.
+    pub cause: Cause,
+    /// Why, in the cluster's words; may be empty.
+    pub reason: String,
+}
+
+/// Why an application ended that did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its driver needed more memory than the cluster gives it.
+    Memory,
+    /// The cluster needed its place for something else.
+    Preempted,
+    /// The machine of its driver was lost.
+    NodeLost,
+    /// The driver ended with this code.
+    Exit(i32),
+    /// Something else.
+    Other,
+}
+
+/// How an application ended, by its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterVerdict {
+    /// It says that it succeeded.
+    Succeeded,
+    /// It did not.
+    Failed,
+    /// Somebody ended it.
+    Killed,
+}
+
+/// The cluster of a program that was built without one.
+#[cfg(not(feature = "yarn"))]
+struct NoCluster;
+
+#[cfg(not(feature = "yarn"))]
+impl NoCluster {
+    fn refusal() -> SubmitError {
+        SubmitError::Cluster("this program was built without cluster mode".to_owned())
+    }
+}
+
+#[cfg(not(feature = "yarn"))]
+impl Backend for NoCluster {
+    fn find<'a>(&'a self, _: &'a Sought) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>> {
+        Box::pin(std::future::ready(Err(Self::refusal())))
+    }
+
+    fn submit<'a>(&'a self, _: &'a Submission) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
+        Box::pin(std::future::ready(Err(Self::refusal())))
+    }
+
+    fn forget<'a>(&'a self, _: &'a Identity, _: Mode) -> Awaited<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Why nothing was started.
@@ -124,4 +275,10 @@ pub enum SubmitError {
     /// There is no guard to start it.
     #[error(transparent)]
     Guard(#[from] guard::GuardError),
+    /// The cluster cannot be used as things are. It will not go better if it is only tried again.
+    #[error("{0}")]
+    Cluster(String),
+    /// The cluster, or what it needs, is away.
+    #[error("{0}")]
+    Away(String),
 }

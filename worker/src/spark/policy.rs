@@ -122,8 +122,10 @@ enum Shape {
     Bare,
     /// A master that this version runs on.
     Master,
-    /// `client`, the one mode of this version.
+    /// `client` or `cluster`.
     DeployMode,
+    /// Tags of YARN's, with commas in between.
+    Tags,
     /// Not for a job to set, and why.
     Refused(&'static str),
 }
@@ -131,7 +133,8 @@ enum Shape {
 const TRACKING: &str = "would break the following of the job; leave it out";
 const ISOLATION: &str = "names files of the worker's machine; give the properties themselves";
 const IDENTITY: &str = "runs the job as somebody else, which this version does not support";
-const CLUSTER_MODE: &str = "is for cluster mode, which this version does not support";
+const CLUSTER_MODE: &str =
+    "restarts a driver that has failed, which is for this service to decide; leave it out";
 const NO_RUN: &str = "does something other than run a job; leave it out";
 
 /// Every flag of spark-submit 3.x and 4.x, the property it stands for, and its shape.
@@ -180,11 +183,12 @@ const FLAGS: [(&str, Option<&str>, Shape); 37] = [
 ];
 
 /// Properties without a flag that are not for a job to set.
-const PROPERTIES: [(&str, Shape); 4] = [
+const PROPERTIES: [(&str, Shape); 5] = [
     ("spark.yarn.submit.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.kubernetes.submission.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.standalone.submit.waitAppCompletion", Shape::Refused(TRACKING)),
-    ("spark.yarn.tags", Shape::Refused(TRACKING)),
+    ("spark.yarn.maxAppAttempts", Shape::Refused(TRACKING)),
+    ("spark.yarn.tags", Shape::Tags),
 ];
 
 /// One flag or property with its value, known to have the right shape.
@@ -325,9 +329,24 @@ impl Shape {
             },
             Self::Memory => memory(value),
             Self::Master => master(value),
-            Self::DeployMode if value == "client" => Ok(value.to_owned()),
-            Self::DeployMode => Err(CLUSTER_MODE.to_owned()),
+            Self::DeployMode if ["client", "cluster"].contains(&value) => Ok(value.to_owned()),
+            Self::DeployMode => Err(format!("{value:?} is no deploy mode; give client or cluster")),
+            Self::Tags => tags(value),
         }
+    }
+}
+
+/// The longest tag that YARN takes, in characters (`YarnConfiguration.APPLICATION_MAX_TAG_LENGTH`).
+const LONGEST_TAG: usize = 100;
+
+/// YARN takes printable ASCII alone, and makes it lower case.
+fn tags(value: &str) -> Result<String, String> {
+    let is_tag = |tag: &str| {
+        (1..=LONGEST_TAG).contains(&tag.len()) && tag.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+    };
+    match value.split(',').find(|tag| !is_tag(tag.trim())) {
+        None => Ok(value.split(',').map(str::trim).collect::<Vec<_>>().join(",")),
+        Some(bad) => Err(format!("{bad:?} is no tag; those have 1 to {LONGEST_TAG} characters of ASCII")),
     }
 }
 
@@ -422,11 +441,13 @@ mod tests {
     fn flags_that_break_tracking_or_isolation_are_refused_in_either_spelling() {
         for (name, value) in [
             ("--class", "x"),
-            ("--deploy-mode", "cluster"),
-            ("spark.submit.deployMode", "cluster"),
+            ("--deploy-mode", "Cluster"),
+            ("spark.submit.deployMode", "there"),
+            ("spark.yarn.maxAppAttempts", "2"),
             ("--properties-file", "/etc/x"),
             ("--proxy-user", "root"),
-            ("spark.yarn.tags", "x"),
+            ("spark.yarn.tags", "x,,y"),
+            ("spark.yarn.tags", "ü"),
             ("spark.yarn.submit.waitAppCompletion", "false"),
             ("--conf", "spark.kubernetes.submission.waitAppCompletion=false"),
             ("--master", "yarn-cluster"),

@@ -202,6 +202,23 @@ impl Storage {
         Ok(Place { store, scheme: location.scheme, path, url })
     }
 
+    /// The same URL with its file system, where that is not this machine's and not named in it.
+    ///
+    /// # Errors
+    /// [`StorageError::NoPlace`] when the configuration that would name it cannot be read.
+    pub fn whole_url(&self, url: &str) -> Result<String, StorageError> {
+        let default = match url.starts_with('/') {
+            true => self
+                .default_file_system()
+                .map_err(|reason| StorageError::NoPlace { url: url.to_owned(), reason })?,
+            false => None,
+        };
+        Ok(match default {
+            Some(default) => format!("{}{url}", default.trim_end_matches('/')),
+            None => url.to_owned(),
+        })
+    }
+
     fn location(&self, url: &str) -> Result<Location, String> {
         let location = Location::read(url, self.s3_endpoint.as_deref())?;
         if url.starts_with('/')

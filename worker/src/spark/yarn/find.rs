@@ -18,21 +18,23 @@ const PREFIX: &str = "spark-runtime";
 const DIGITS: usize = 32;
 
 /// The tag that every application of a job carries. Job ids have upper case, and any length; no tag has. `service` sets the
-/// jobs of one service apart from those of another on the same cluster, whose ids may be the same.
+/// jobs of one service apart from those of another on the same cluster, whose ids may be the same, and so does the `digest`
+/// of the job's body.
 #[must_use]
-pub fn job_tag(service: &str, job: &str) -> String {
+pub fn job_tag(service: &str, job: &str, digest: &str) -> String {
     let mut hasher = Sha256::new();
-    hasher.update((service.len() as u64).to_be_bytes());
-    hasher.update(service);
-    hasher.update(job);
+    for part in [service, job, digest] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
     let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{PREFIX}-{}", &digest[..DIGITS])
 }
 
-/// The tag that the application of one attempt carries besides.
+/// The tag that the application of one launch carries besides.
 #[must_use]
-pub fn attempt_tag(service: &str, job: &str, attempt: u32) -> String {
-    format!("{}-{attempt}", job_tag(service, job))
+pub fn launch_tag(job_tag: &str, ticket: &str) -> String {
+    format!("{job_tag}-{ticket}")
 }
 
 /// What was found of a job.
@@ -105,22 +107,22 @@ mod tests {
     }
 
     #[test]
-    fn every_job_and_attempt_has_a_tag_of_its_own_that_yarn_takes() {
+    fn every_job_and_launch_has_a_tag_of_its_own_that_yarn_takes() {
         let tags = [
-            job_tag("a", "job"),
-            job_tag("a", "JOB"),
-            job_tag("b", "job"),
-            job_tag("ajob", ""),
-            attempt_tag("a", "job", 1),
-            attempt_tag("a", "job", u32::MAX),
-            job_tag("a", &"ü, \n".repeat(500)),
+            job_tag("a", "job", "d"),
+            job_tag("a", "JOB", "d"),
+            job_tag("b", "job", "d"),
+            job_tag("a", "job", "e"),
+            job_tag("ajob", "", "d"),
+            job_tag("a", "jobd", ""),
+            launch_tag(&job_tag("a", "job", "d"), "0123456789abcdef0123456789abcdef"),
+            job_tag("a", &"ü, \n".repeat(500), "d"),
         ];
         for (index, tag) in tags.iter().enumerate() {
             assert!(is_tag(tag), "{tag}");
             assert!(!tags[..index].contains(tag), "{tag}");
         }
-        assert!(attempt_tag("a", "job", 2).starts_with(&job_tag("a", "job")));
-        assert_eq!(job_tag("a", "job"), job_tag("a", "job"));
+        assert_eq!(job_tag("a", "job", "d"), job_tag("a", "job", "d"));
     }
 
     #[tokio::test]

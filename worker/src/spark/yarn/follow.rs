@@ -27,7 +27,7 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { quick: Duration::from_secs(1), slow: Duration::from_secs(8), away: Duration::from_secs(30) }
+        Self { quick: Duration::from_secs(1), slow: Duration::from_secs(2), away: Duration::from_secs(15) }
     }
 }
 
@@ -333,10 +333,10 @@ mod tests {
         let pace = Pace::default();
         let seconds = |last: u64, outcome| pace.after(Duration::from_secs(last), outcome).as_millis();
         assert_eq!(seconds(1, Outcome::Unchanged), 1500);
-        assert_eq!(seconds(8, Outcome::Unchanged), 8000);
-        assert_eq!(seconds(8, Outcome::Changed), 1000);
-        assert_eq!(seconds(8, Outcome::Away), 16_000);
-        assert_eq!(seconds(30, Outcome::Away), 30_000);
-        assert_eq!(seconds(30, Outcome::Unchanged), 8000);
+        assert_eq!(seconds(2, Outcome::Unchanged), 2000);
+        assert_eq!(seconds(2, Outcome::Changed), 1000);
+        assert_eq!(seconds(2, Outcome::Away), 4000);
+        assert_eq!(seconds(15, Outcome::Away), 15_000);
+        assert_eq!(seconds(15, Outcome::Unchanged), 2000);
     }
 }

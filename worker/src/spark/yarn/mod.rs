@@ -10,12 +10,16 @@
 //! a launcher says or how it ends counts: only what the ResourceManager says does, and "cannot be asked" is no state of
 //! an application.
 //!
-//! Nothing here submits anything yet: jobs run on YARN in client mode, as [`super::client_mode`] runs them.
+//! [`cluster_mode`] puts it together: drivers in containers, which leave their words in a [`job_folder`].
 
+pub mod cluster_mode;
 pub mod configuration;
 pub mod end;
 pub mod find;
 pub mod follow;
+pub mod job_folder;
+mod pack;
+mod reason;
 pub mod resource_manager;
 #[cfg(test)]
 mod scripted;

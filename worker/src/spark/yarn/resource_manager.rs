@@ -147,6 +147,9 @@ pub struct Report {
     /// Where the logs of its first container are.
     #[serde(default)]
     pub am_container_logs: Option<String>,
+    /// The queue that it is in.
+    #[serde(default)]
+    pub queue: Option<String>,
     /// Its tags, separated by commas.
     #[serde(default)]
     application_tags: Option<String>,
@@ -162,6 +165,26 @@ impl Report {
         self.application_tags.iter().flat_map(|tags| tags.split(',')).any(|of_it| of_it == tag)
     }
 
+    /// What follows on `prefix` in the one of its tags that begins with it.
+    #[must_use]
+    pub fn tag_after(&self, prefix: &str) -> Option<&str> {
+        self.application_tags.as_deref()?.split(',').find_map(|tag| tag.strip_prefix(prefix))
+    }
+
+    /// The scheduler has it, and knows where its progress can be seen.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        !matches!(self.state, State::New | State::NewSaving | State::Submitted)
+    }
+
+    /// A container for its driver was found: from here on it does not wait any more.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        self.is_accepted()
+            && (self.state == State::Running
+                || self.am_container_logs.as_deref().is_some_and(|logs| !logs.is_empty()))
+    }
+
     /// Where it stands, in the service's words. A success is one that both the cluster and the application tell.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -175,7 +198,13 @@ impl Report {
         }
     }
 
-    /// What the cluster says about its end, without the blank lines and links that it puts around it.
+    /// What the cluster says about its end or its waiting, as it says it.
+    #[must_use]
+    pub fn whole_reason(&self) -> String {
+        self.diagnostics.clone().unwrap_or_default()
+    }
+
+    /// What the cluster says about its end or its waiting, without the blank lines and links that it puts around it.
     #[must_use]
     pub fn reason(&self) -> String {
         one_line(self.diagnostics.as_deref().unwrap_or_default())
@@ -312,6 +341,13 @@ impl ResourceManager {
         let question = Question { method: Method::GET, path: &path, query: &[], body: None };
         let one: Option<One> = self.ask(&question).await?;
         Ok(one.map(|one| one.app).filter(|app| app.id == id))
+    }
+
+    /// The page of an application at the ResourceManager that answered last, for a browser.
+    #[must_use]
+    pub fn page_of(&self, id: &str) -> Option<String> {
+        let address = self.addresses.get(self.active.load(Ordering::Relaxed))?;
+        Some(format!("{}/cluster/app/{}", address.as_str().trim_end_matches('/'), segment(id)))
     }
 
     /// Asks for the end of an application; that it is over is known when [`application`](Self::application) says so.

@@ -1,0 +1,59 @@
+//! All ways of running, as one: a driver on this machine, or one in a cluster.
+//!
+//! This module must not know how either is done.
+
+use std::sync::Arc;
+
+use super::client_mode::ClientMode;
+#[cfg(feature = "yarn")]
+use super::yarn::cluster_mode::ClusterMode;
+use super::{Application, Awaited, Backend, Identity, Mode, Sought, Submission, SubmitError};
+
+/// Chooses by what is asked for.
+pub struct Backends {
+    client: Arc<ClientMode>,
+    #[cfg(feature = "yarn")]
+    yarn: ClusterMode,
+}
+
+impl Backends {
+    /// The drivers of this machine by `client`, others by `yarn`.
+    #[must_use]
+    pub fn new(client: Arc<ClientMode>, #[cfg(feature = "yarn")] yarn: ClusterMode) -> Self {
+        Self {
+            client,
+            #[cfg(feature = "yarn")]
+            yarn,
+        }
+    }
+
+    fn of(&self, mode: Mode) -> &dyn Backend {
+        match mode {
+            Mode::Client => &*self.client,
+            #[cfg(feature = "yarn")]
+            Mode::Cluster => &self.yarn,
+            #[cfg(not(feature = "yarn"))]
+            Mode::Cluster => &super::NoCluster,
+        }
+    }
+}
+
+impl Backend for Backends {
+    fn find<'a>(
+        &'a self,
+        sought: &'a Sought,
+    ) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>> {
+        self.of(sought.mode).find(sought)
+    }
+
+    fn submit<'a>(
+        &'a self,
+        submission: &'a Submission,
+    ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
+        self.of(submission.sought.mode).submit(submission)
+    }
+
+    fn forget<'a>(&'a self, identity: &'a Identity, mode: Mode) -> Awaited<'a, ()> {
+        self.of(mode).forget(identity, mode)
+    }
+}

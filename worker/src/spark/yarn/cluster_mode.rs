@@ -1,0 +1,788 @@
+//! Cluster mode on YARN: the driver runs in a container, spark-submit ends as soon as YARN has its application, and the
+//! worker follows that by the ResourceManager.
+//!
+//! Theory of operation
+//!
+//! Every launch has a ticket ([`super::job_folder`]) and a tag with the ticket in it. Before anything is submitted for a job,
+//! its applications are looked for by the job's tag: one that is alive is followed, and so is one that is over and whose end
+//! nobody has told. Where there is none, the tickets of all earlier launches are revoked, so that none of them can ever
+//! begin: a launcher may have been stopped for hours and hand its application over then. Only after that there is another.
+//!
+//! How an application ended says the ResourceManager, and what its driver has to say lies in the job's folder. How
+//! spark-submit ended says nothing, but for one that YARN has no application of. What cannot be asked is unknown, and becomes
+//! lost when that lasts for longer than the settings bear.
+//!
+//! This module must not know what becomes of a job.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+use super::configuration::addresses;
+use super::end::{EndError, Ended, Patience, end};
+use super::find::{Found, job_tag, launch_tag, look};
+use super::follow::{Following, Pace, Sight, Watch};
+use super::job_folder::{FolderError, JobFolder, LastWord, Stage};
+use super::pack::{ARCHIVE, UNPACKED, pack, uri};
+use super::reason::cause;
+use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Standing};
+use crate::config::{Settings, YarnSettings};
+use crate::spark::argv::Sent;
+use crate::spark::client_mode::{ClientMode, Launcher};
+use crate::spark::guard::{Exit, Running};
+use crate::spark::{
+    Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, Ending, Identity, Mode,
+    Outcome, Sought, Submission, SubmitError,
+};
+use crate::storage::Storage;
+
+/// Waiting for a Spark context, in the words of `spark.yarn.am.waitTime`. YARN itself waits for ten minutes
+/// (`yarn.am.liveness-monitor.expiry-interval-ms`), and Spark's own default is less than the init of many a model takes.
+const WAIT_FOR_CONTEXT: (&str, &str) = ("spark.yarn.am.waitTime", "580s");
+/// How long the pauses are in which something that is away is tried again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How long an application may take to be over once it was asked to end, before it is looked at anew.
+const ENDING: Duration = Duration::from_secs(60);
+/// How long what a driver left is tried to be read.
+const READING: Duration = Duration::from_secs(120);
+/// How long spark-submit may still take once its application is over.
+const LAUNCHER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs drivers on the YARN of Hadoop's configuration.
+pub struct ClusterMode {
+    launcher: Arc<ClientMode>,
+    storage: Storage,
+    settings: YarnSettings,
+    /// Made with the first job that needs it.
+    cluster: Mutex<Option<Arc<Cluster>>>,
+}
+
+/// One YARN and its HDFS.
+struct Cluster {
+    watch: Watch,
+    storage: Storage,
+    folder: String,
+    settings: YarnSettings,
+}
+
+/// What stands in the way of an answer.
+struct Trouble {
+    words: String,
+    may_pass: bool,
+}
+
+impl From<ResourceManagerError> for Trouble {
+    fn from(error: ResourceManagerError) -> Self {
+        Self { may_pass: matches!(error, ResourceManagerError::Away(_)), words: error.to_string() }
+    }
+}
+
+impl From<FolderError> for Trouble {
+    fn from(error: FolderError) -> Self {
+        Self { may_pass: error.may_pass(), words: error.to_string() }
+    }
+}
+
+impl From<Trouble> for SubmitError {
+    fn from(trouble: Trouble) -> Self {
+        if trouble.may_pass { Self::Away(trouble.words) } else { Self::Cluster(trouble.words) }
+    }
+}
+
+impl ClusterMode {
+    /// A back end whose launchers are started by `launcher`. Touches nothing.
+    #[must_use]
+    pub fn new(settings: &Settings, launcher: Arc<ClientMode>) -> Self {
+        Self {
+            launcher,
+            storage: Storage::of(settings),
+            settings: settings.yarn.clone(),
+            cluster: Mutex::default(),
+        }
+    }
+
+    /// The cluster of the configuration. One that cannot be read is read again by the next job.
+    async fn cluster(&self) -> Result<Arc<Cluster>, SubmitError> {
+        let mut known = self.cluster.lock().await;
+        if let Some(cluster) = &*known {
+            return Ok(cluster.clone());
+        }
+        let environment = self.launcher.environment();
+        let named = |name: &str| environment.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let folder = named("YARN_CONF_DIR").or_else(|| named("HADOOP_CONF_DIR")).ok_or_else(|| {
+            SubmitError::Cluster(
+                "cluster mode on YARN needs Hadoop's configuration: set spark.environment.HADOOP_CONF_DIR to its folder"
+                    .to_owned(),
+            )
+        })?;
+        let user = environment
+            .get("HADOOP_USER_NAME")
+            .map(|name| name.to_string_lossy().into_owned())
+            .or_else(|| nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()?.map(|user| user.name))
+            .unwrap_or_else(|| "nobody".to_owned());
+        let bad = |reason: String| SubmitError::Cluster(format!("YARN of {}: {reason}", folder.display()));
+        let addresses = addresses(&folder).map_err(|error| bad(error.to_string()))?;
+        let resource_manager = ResourceManager::new(&addresses, Some(&user)).map_err(|error| match error {
+            ResourceManagerError::NoAddress => bad(
+                "no yarn-site.xml there names a ResourceManager (yarn.resourcemanager.hostname); see HADOOP_CONF_DIR"
+                    .to_owned(),
+            ),
+            error => bad(error.to_string()),
+        })?;
+        let cluster = Arc::new(Cluster {
+            watch: Watch::start(resource_manager, Pace::default()),
+            storage: self.storage.clone(),
+            folder: self.settings.folder.clone().unwrap_or_else(|| format!("/user/{user}/.spark-runtime")),
+            settings: self.settings.clone(),
+        });
+        *known = Some(cluster.clone());
+        Ok(cluster)
+    }
+
+    async fn search(&self, sought: &Sought) -> Result<Option<Box<dyn Application>>, SubmitError> {
+        let cluster = self.cluster().await?;
+        let tag = cluster.tag(&sought.identity);
+        let found =
+            patiently(cluster.settings.lost_after, "a job's application", || cluster.search(&tag)).await?;
+        let Some(found) = found else { return Ok(None) };
+        tracing::info!(
+            job_id = sought.identity.job,
+            application = found.report.as_ref().map(|report| &report.id),
+            "an application of the job is there already; it is followed"
+        );
+        Ok(Some(Box::new(cluster.follow(&tag, found, sought)?)))
+    }
+
+    async fn start(&self, submission: &Submission) -> Result<Box<dyn Application>, SubmitError> {
+        let cluster = self.cluster().await?;
+        let sought = &submission.sought;
+        let tag = cluster.tag(&sought.identity);
+        let ticket = uuid::Uuid::new_v4().simple().to_string();
+        let folder = cluster.job_folder(&tag)?;
+        let told = json!({
+            "jobFolder": folder.url(),
+            "ticket": ticket,
+            "outputs": submission.outputs,
+            "outputFolder": submission.output_folder,
+        });
+        let packing = tokio::task::spawn_blocking({
+            let (from, to) = (sought.working_directory.clone(), sought.directory.join(ARCHIVE));
+            move || pack(&from, &to, &told.to_string())
+        });
+        let files =
+            packing.await.map_err(std::io::Error::other).and_then(|packed| packed).map_err(|source| {
+                SubmitError::Directory { what: "the archive of the job's files", source }
+            })?;
+        let archive = uri(&sought.directory.join(ARCHIVE), Some(UNPACKED));
+        let launch = launch_tag(&tag, &ticket);
+        let mut properties = vec![
+            ("spark.yarn.submit.waitAppCompletion", "false".to_owned()),
+            ("spark.yarn.maxAppAttempts", "1".to_owned()),
+        ];
+        if !submission.command_line.sets(WAIT_FOR_CONTEXT.0) {
+            properties.push((WAIT_FOR_CONTEXT.0, WAIT_FOR_CONTEXT.1.to_owned()));
+        }
+        let launcher = Launcher {
+            sent: Sent {
+                files,
+                archives: vec![archive],
+                tags: vec![tag.clone(), launch.clone()],
+                ..Sent::default()
+            },
+            properties,
+            driver_arguments: vec!["--cluster".into(), UNPACKED.into()],
+        };
+        let note = json!({"job": sought.identity.job, "digest": sought.identity.digest}).to_string();
+        folder.issue(&ticket, &note).await.map_err(Trouble::from)?;
+        let following = cluster.watch.follow(&launch).map_err(Trouble::from)?;
+        match self.launcher.start_launcher(submission, launcher).await {
+            Ok(running) => {
+                let application = ClusterApplication::new(cluster, folder, tag, ticket, following, sought);
+                Ok(Box::new(ClusterApplication { launcher: Some(running), ..application }))
+            }
+            Err(error) => {
+                // Nothing was started with it; whoever comes next would revoke it as well.
+                if let Err(error) = folder.revoke(&ticket).await {
+                    tracing::debug!(%error, "a ticket could not be revoked");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn clear(&self, identity: &Identity) {
+        let removed = async {
+            let cluster = self.cluster().await?;
+            let folder = cluster.job_folder(&cluster.tag(identity))?;
+            folder.remove().await.map_err(Trouble::from)?;
+            Ok::<_, SubmitError>(())
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(job_id = identity.job, %error, "what is kept of a job in the cluster could not be removed");
+        }
+    }
+}
+
+impl Backend for ClusterMode {
+    fn find<'a>(
+        &'a self,
+        sought: &'a Sought,
+    ) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>> {
+        Box::pin(self.search(sought))
+    }
+
+    fn submit<'a>(
+        &'a self,
+        submission: &'a Submission,
+    ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
+        Box::pin(self.start(submission))
+    }
+
+    fn forget<'a>(&'a self, identity: &'a Identity, _: Mode) -> Awaited<'a, ()> {
+        Box::pin(self.clear(identity))
+    }
+}
+
+/// Tries until it is known, it can only be refused, or `most` is over.
+async fn patiently<T, F: Future<Output = Result<T, Trouble>>>(
+    most: Duration,
+    what: &'static str,
+    attempt: impl Fn() -> F,
+) -> Result<T, Trouble> {
+    let until = Instant::now() + most;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match attempt().await {
+            Err(trouble) if trouble.may_pass && Instant::now() + pause < until => {
+                tracing::warn!(what, reason = trouble.words, "cannot be known yet; asking again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            known => return known,
+        }
+    }
+}
+
+/// A launch that is to be followed.
+struct FoundLaunch {
+    ticket: String,
+    /// What the cluster knows of its application; nothing when it has forgotten one that had begun.
+    report: Option<Report>,
+}
+
+impl Cluster {
+    fn tag(&self, identity: &Identity) -> String {
+        job_tag(&self.settings.service, &identity.job, &identity.digest)
+    }
+
+    fn job_folder(&self, tag: &str) -> Result<JobFolder, SubmitError> {
+        Ok(JobFolder::of(&self.storage, &self.folder, tag).map_err(Trouble::from)?)
+    }
+
+    fn resource_manager(&self) -> &ResourceManager {
+        self.watch.cluster()
+    }
+
+    /// Looks once for what there is of a job, and makes sure that nothing else of it can begin.
+    async fn search(&self, tag: &str) -> Result<Option<FoundLaunch>, Trouble> {
+        let folder = JobFolder::of(&self.storage, &self.folder, tag)?;
+        let prefix = launch_tag(tag, "");
+        let of = |report: Report| {
+            let ticket = report.tag_after(&prefix)?.to_owned();
+            Some(FoundLaunch { ticket, report: Some(report) })
+        };
+        let over = match look(self.resource_manager(), tag).await? {
+            Found::Alive { first, others } => {
+                for other in others {
+                    // There is none unless somebody has submitted by hand with our tags.
+                    tracing::warn!(application = other.id, "a second application of the job is ended");
+                    end(self.resource_manager(), &other.id, Patience { most: ENDING, ..Patience::default() })
+                        .await
+                        .map_err(|error| Trouble { words: error.to_string(), may_pass: true })?;
+                }
+                return Ok(of(first));
+            }
+            Found::Over(reports) => reports,
+            Found::Nothing => Vec::new(),
+        };
+        let tickets = folder.tickets().await?;
+        let is_known = |found: &FoundLaunch| tickets.contains_key(&found.ticket);
+        if let Some(found) = over.into_iter().filter_map(of).find(is_known) {
+            return Ok(Some(found));
+        }
+        let open: Vec<&String> =
+            tickets.iter().filter(|(_, stage)| **stage == Stage::Open).map(|(ticket, _)| ticket).collect();
+        for ticket in &open {
+            folder.revoke(ticket).await?;
+        }
+        let begun = if open.is_empty() { tickets } else { folder.tickets().await? };
+        let Some((ticket, _)) = begun.into_iter().find(|(_, stage)| *stage > Stage::Open) else {
+            return Ok(None);
+        };
+        // A driver has begun, so that YARN has had its application: it may not tell of it yet, or not any more.
+        tokio::time::sleep(self.settings.grace).await;
+        match look(self.resource_manager(), &launch_tag(tag, &ticket)).await? {
+            Found::Alive { first, .. } => Ok(of(first)),
+            Found::Over(mut reports) => Ok(of(reports.remove(0))),
+            Found::Nothing => Ok(Some(FoundLaunch { ticket, report: None })),
+        }
+    }
+
+    fn follow(
+        self: &Arc<Self>,
+        tag: &str,
+        found: FoundLaunch,
+        sought: &Sought,
+    ) -> Result<ClusterApplication, SubmitError> {
+        let following = self.watch.follow(&launch_tag(tag, &found.ticket)).map_err(Trouble::from)?;
+        let folder = self.job_folder(tag)?;
+        let was_forgotten = found.report.is_none();
+        let application =
+            ClusterApplication::new(self.clone(), folder, tag.to_owned(), found.ticket, following, sought);
+        let lost = was_forgotten
+            .then(|| "YARN has no application of the job any more, of which a driver had begun".to_owned());
+        Ok(ClusterApplication { is_adopted: true, known: found.report, lost, ..application })
+    }
+}
+
+/// What is wanted of an application from outside; the strongest counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Want {
+    Nothing,
+    /// It is to end; spark-submit, if it still runs, may end by itself.
+    End,
+    /// The same, at once.
+    EndNow,
+    /// It is left to somebody else.
+    Leave,
+}
+
+/// An application in cluster mode, from its launch to its end.
+struct ClusterApplication {
+    cluster: Arc<Cluster>,
+    folder: JobFolder,
+    tag: String,
+    ticket: String,
+    following: Following,
+    directory: PathBuf,
+    working_directory: PathBuf,
+    /// spark-submit, as long as it runs.
+    launcher: Option<Running>,
+    /// How it ended, and when.
+    launched: Option<(Exit, Instant)>,
+    /// What the cluster last told of it.
+    known: Option<Report>,
+    /// The same for whoever asks meanwhile.
+    shown: PlainMutex<Option<Report>>,
+    is_adopted: bool,
+    is_accepted: bool,
+    has_started: bool,
+    is_running: bool,
+    /// It is nowhere to be found, and why.
+    lost: Option<String>,
+    wanted: watch::Sender<Want>,
+    heard: watch::Receiver<Want>,
+}
+
+impl ClusterApplication {
+    fn new(
+        cluster: Arc<Cluster>,
+        folder: JobFolder,
+        tag: String,
+        ticket: String,
+        following: Following,
+        sought: &Sought,
+    ) -> Self {
+        let (wanted, heard) = watch::channel(Want::Nothing);
+        Self {
+            cluster,
+            folder,
+            tag,
+            ticket,
+            following,
+            directory: sought.directory.clone(),
+            working_directory: sought.working_directory.clone(),
+            launcher: None,
+            launched: None,
+            known: None,
+            shown: PlainMutex::default(),
+            is_adopted: false,
+            is_accepted: false,
+            has_started: false,
+            is_running: false,
+            lost: None,
+            wanted,
+            heard,
+        }
+    }
+
+    fn want(&self, want: Want) {
+        self.wanted.send_if_modified(|wanted| {
+            let is_more = *wanted < want;
+            *wanted = want.max(*wanted);
+            is_more
+        });
+    }
+
+    async fn next_change(&mut self) -> Change {
+        loop {
+            if let Some(change) = self.now().await {
+                return change;
+            }
+            let wake = self.wake();
+            tokio::select! {
+                biased;
+                // What is wanted is looked at below.
+                _ = self.heard.changed() => {}
+                exit = exit_of(&mut self.launcher) => {
+                    self.launcher = None;
+                    self.launched = Some((exit, Instant::now()));
+                }
+                sight = self.following.changed() => if let Sight::Seen(mut reports) = sight {
+                    self.see(reports.swap_remove(0));
+                },
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn see(&mut self, report: Report) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
+        self.known = Some(report);
+    }
+
+    /// The next moment at which something is to be looked at though nothing has happened.
+    fn wake(&self) -> Option<Instant> {
+        let settings = &self.cluster.settings;
+        let unknown = match self.following.sight() {
+            Sight::Missing { since } | Sight::Unknown { since, .. } => Some(since + settings.lost_after),
+            Sight::NotYet | Sight::Seen(_) => None,
+        };
+        let missing = match (&self.known, &self.launched) {
+            (None, Some((_, since))) => Some(*since + settings.grace),
+            _ => None,
+        };
+        unknown.into_iter().chain(missing).filter(|moment| *moment > Instant::now()).min()
+    }
+
+    /// What is to be told at this moment, if anything.
+    async fn now(&mut self) -> Option<Change> {
+        if self.lost.is_some() {
+            return Some(self.ended(None).await);
+        }
+        let want = *self.heard.borrow_and_update();
+        match want {
+            Want::Nothing => {}
+            Want::Leave => {
+                if let Some(launcher) = &self.launcher {
+                    // What it has handed over by then will be found.
+                    launcher.kill();
+                    return None;
+                }
+                return Some(self.left());
+            }
+            want @ (Want::End | Want::EndNow) => return self.bring_to_end(want).await,
+        }
+        if let Some(known) = &self.known {
+            let known = known.clone();
+            if !self.is_accepted && known.is_accepted() {
+                self.is_accepted = true;
+                return Some(Change::Accepted(self.place(&known)));
+            }
+            if known.state.is_over() {
+                return Some(self.ended(Some(known)).await);
+            }
+            if known.has_place() && !self.has_started {
+                self.has_started = true;
+                return Some(Change::Started);
+            }
+            if known.standing() == Standing::Running && !self.is_running {
+                self.is_running = true;
+                return Some(Change::Running);
+            }
+        }
+        self.give_up().await
+    }
+
+    /// What is to be told of an application that cannot be seen for long.
+    async fn give_up(&mut self) -> Option<Change> {
+        let settings = &self.cluster.settings;
+        let lost_after = settings.lost_after;
+        let for_so_long = format!("{} s", lost_after.as_secs());
+        match self.following.sight() {
+            Sight::Unknown { since, error } if since.elapsed() >= lost_after && self.launcher.is_none() => {
+                self.lost = Some(format!(
+                    "{} has been unknown for {for_so_long} (yarn.lost_after): {error}",
+                    self.name()
+                ));
+                return Some(self.ended(None).await);
+            }
+            Sight::Missing { since } if since.elapsed() >= lost_after && self.known.is_some() => {
+                self.lost =
+                    Some(format!("YARN has had no {} for {for_so_long} (yarn.lost_after)", self.name()));
+                return Some(self.ended(None).await);
+            }
+            _ => {}
+        }
+        let (exit, since) = self.launched?;
+        if self.known.is_some() || since.elapsed() < settings.grace {
+            return None;
+        }
+        match self.was_never_accepted(false).await {
+            Ok(true) => Some(never_accepted(exit)),
+            Ok(false) => None,
+            Err(trouble) => {
+                tracing::warn!(
+                    tag = self.tag,
+                    reason = trouble.words,
+                    "it cannot be known yet whether YARN has the application"
+                );
+                tokio::time::sleep(FIRST_PAUSE).await;
+                None
+            }
+        }
+    }
+
+    /// Whether spark-submit ended and YARN has, and never will have, an application of it that runs anything. One that is
+    /// there keeps its ticket, unless it `is_to_end`.
+    async fn was_never_accepted(&mut self, is_to_end: bool) -> Result<bool, Trouble> {
+        let launch = launch_tag(&self.tag, &self.ticket);
+        for is_revoked in [is_to_end, true] {
+            if is_revoked {
+                self.folder.revoke(&self.ticket).await?;
+            }
+            match look(self.cluster.resource_manager(), &launch).await? {
+                Found::Alive { first, .. } => {
+                    self.see(first);
+                    return Ok(false);
+                }
+                Found::Over(mut reports) => {
+                    self.see(reports.swap_remove(0));
+                    return Ok(false);
+                }
+                Found::Nothing => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends it, step by step: spark-submit, then the application.
+    async fn bring_to_end(&mut self, want: Want) -> Option<Change> {
+        if let Some(launcher) = &self.launcher {
+            if want == Want::EndNow {
+                launcher.kill()
+            } else {
+                launcher.terminate()
+            }
+            return None;
+        }
+        let Some(known) = self.known.clone() else {
+            return match self.was_never_accepted(true).await {
+                Ok(true) => match self.launched {
+                    Some((exit, _)) => Some(never_accepted(exit)),
+                    None => {
+                        self.lost = Some("YARN has no application of the job".to_owned());
+                        Some(self.ended(None).await)
+                    }
+                },
+                Ok(false) => self.ask_again(),
+                Err(trouble) => {
+                    tracing::warn!(
+                        tag = self.tag,
+                        reason = trouble.words,
+                        "it cannot be known yet whether there is an application to be ended"
+                    );
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                    self.ask_again()
+                }
+            };
+        };
+        if known.state.is_over() {
+            return Some(self.ended(Some(known)).await);
+        }
+        let patience = Patience { most: ENDING, ..Patience::default() };
+        match end(self.cluster.resource_manager(), &known.id, patience).await {
+            Ok(Ended::Over(report)) => {
+                self.see((*report).clone());
+                Some(self.ended(Some(*report)).await)
+            }
+            Ok(Ended::Unknown) => {
+                self.lost = Some(format!("YARN has no {} any more", self.name()));
+                Some(self.ended(None).await)
+            }
+            // It goes on as far as is known, and so does the asking: nobody is told that it is gone before it is.
+            Err(error) => {
+                tracing::warn!(application = known.id, %error, "the application is not over yet; asking again");
+                if matches!(error, EndError::Refused { .. }) {
+                    tokio::time::sleep(LONGEST_PAUSE).await;
+                }
+                self.ask_again()
+            }
+        }
+    }
+
+    /// Lets the next round look at what is wanted once more.
+    fn ask_again(&mut self) -> Option<Change> {
+        self.heard.mark_changed();
+        None
+    }
+
+    fn left(&self) -> Change {
+        Change::Ended(Box::new(Ending {
+            report: None,
+            report_came_first: true,
+            started: self.has_started,
+            unreadable: None,
+            outcome: Outcome::Left,
+        }))
+    }
+
+    fn name(&self) -> String {
+        self.known.as_ref().map_or_else(|| "application of the job".to_owned(), |report| report.id.clone())
+    }
+
+    fn place(&self, report: &Report) -> Accepted {
+        Accepted {
+            id: Some(report.id.clone()),
+            tracking_url: report
+                .tracking_url
+                .clone()
+                .filter(|url| url.starts_with("http"))
+                .or_else(|| self.cluster.resource_manager().page_of(&report.id)),
+            is_adopted: self.is_adopted,
+        }
+    }
+
+    /// The end, with what the driver left. `over` is what the cluster says about it, or it is lost.
+    async fn ended(&mut self, over: Option<Report>) -> Change {
+        if let Some(launcher) = &mut self.launcher {
+            // It has nothing to do any more; whatever keeps it, it must not go on.
+            if tokio::time::timeout(LAUNCHER_PATIENCE, launcher.exited()).await.is_err() {
+                launcher.kill();
+                launcher.exited().await;
+            }
+            self.launcher = None;
+        }
+        let read = patiently(READING, "the driver's last word", || self.read()).await;
+        let (word, unreadable) = match read {
+            Ok(word) => (word, None),
+            Err(trouble) => (None, Some(trouble.words)),
+        };
+        let outcome = match (over, self.lost.clone()) {
+            (Some(report), _) => Outcome::Cluster(ClusterEnd {
+                verdict: match report.standing() {
+                    Standing::Succeeded => ClusterVerdict::Succeeded,
+                    Standing::Killed => ClusterVerdict::Killed,
+                    Standing::Failed | Standing::Unknown | Standing::Waiting | Standing::Running => {
+                        ClusterVerdict::Failed
+                    }
+                },
+                cause: cause(&report.whole_reason()),
+                reason: report.reason(),
+                id: report.id,
+            }),
+            (None, lost) => Outcome::Lost(lost.unwrap_or_default()),
+        };
+        Change::Ended(Box::new(Ending {
+            started: self.has_started || word.is_some(),
+            report: word.map(|word| word.word),
+            report_came_first: true,
+            unreadable,
+            outcome,
+        }))
+    }
+
+    /// What the driver left, its files brought to where they would be on this machine.
+    async fn read(&self) -> Result<Option<LastWord>, Trouble> {
+        let Some(word) = self.folder.last_word(&self.ticket).await? else { return Ok(None) };
+        make(&self.working_directory)
+            .map_err(|error| Trouble { words: error.to_string(), may_pass: false })?;
+        self.folder.bring(&self.ticket, &word, &self.working_directory).await?;
+        Ok(Some(word))
+    }
+}
+
+fn never_accepted(exit: Exit) -> Change {
+    Change::Ended(Box::new(Ending {
+        report: None,
+        report_came_first: true,
+        started: false,
+        unreadable: None,
+        outcome: Outcome::NeverAccepted(exit),
+    }))
+}
+
+fn make(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// The end of a program that runs; for ever when none does.
+async fn exit_of(running: &mut Option<Running>) -> Exit {
+    match running {
+        Some(running) => running.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Application for ClusterApplication {
+    fn accepted(&self) -> Option<Accepted> {
+        // Told as a change, also of one that was found: then what is told is what holds.
+        None
+    }
+
+    fn outlives_worker(&self) -> bool {
+        true
+    }
+
+    fn waits_for(&self) -> Option<String> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = shown.as_ref().filter(|report| !report.has_place())?;
+        let queue = report.queue.as_deref().unwrap_or("default");
+        let reason = report.reason();
+        let id = &report.id;
+        Some(if reason.is_empty() {
+            format!("{id} in the queue {queue:?} of YARN")
+        } else {
+            format!("{id} in the queue {queue:?} of YARN, which says: {reason}")
+        })
+    }
+
+    fn changed(&mut self) -> Awaited<'_, Change> {
+        Box::pin(self.next_change())
+    }
+
+    fn terminate(&self) {
+        self.want(Want::End);
+    }
+
+    fn kill(&self) {
+        self.want(Want::EndNow);
+    }
+
+    fn leave(&self) {
+        self.want(Want::Leave);
+    }
+}
+
+impl std::fmt::Debug for ClusterApplication {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterApplication")
+            .field("tag", &self.tag)
+            .field("known", &self.known)
+            .finish_non_exhaustive()
+    }
+}

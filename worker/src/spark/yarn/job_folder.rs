@@ -1,0 +1,324 @@
+//! A job's folder in the cluster's file system: the tickets of its launches, and what its drivers leave there.
+//!
+//! ```text
+//! <folder>/jobs/<tag of the job>/
+//!   <ticket>             written before spark-submit is started
+//!   <ticket>.taken       the same file, once a driver has begun with it
+//!   <ticket>.end         the driver's last word, and a list of the files that it left
+//!   <ticket>.files/<n>   the files
+//! ```
+//!
+//! A driver *takes* its ticket by renaming it, before anything of the model is loaded, and ends at once when it is not
+//! there. To *revoke* a ticket is to remove it. The NameNode lets one of the two succeed and never both, so what was
+//! revoked never runs, however late a launcher that was stopped or cut off hands its application over.
+//!
+//! The other side of this is `ModelOpCluster.py`. This module must not know the ResourceManager.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::spark::report::Word;
+use crate::storage::{Place, Scheme, Storage, StorageError};
+
+/// The folder of all jobs' folders, in that of the settings.
+const JOBS: &str = "jobs";
+/// What is appended to a ticket's name.
+const END: &str = ".end";
+const FILES: &str = ".files";
+/// The longest last word: results of 16 MiB, whose escapes make them longer, and 10,000 files.
+const LONGEST_WORD: u64 = 80 << 20;
+/// The most files that are looked at in a job's folder.
+const MOST_FILES: usize = 100_000;
+/// The largest file that is brought back, in bytes.
+const LARGEST_FILE: u64 = 1 << 40;
+/// How long a question to the file system may take in all.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How far the driver of a launch has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// None has begun.
+    Open,
+    /// One has begun.
+    Taken,
+    /// It has left its last word.
+    Ended,
+}
+
+/// The last word of a driver, and what it left.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct LastWord {
+    /// The word.
+    #[serde(flatten)]
+    pub word: Word,
+    /// The files.
+    #[serde(default)]
+    files: Vec<LeftFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct LeftFile {
+    /// In the driver's folder.
+    path: String,
+    /// The number under which it lies there.
+    file: u32,
+}
+
+/// Why a job's folder is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// What the file system says.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// It is on no file system that can rename.
+    #[error(
+        "{0} is on no HDFS, where drivers in a cluster leave their reports; set yarn.folder to a folder there"
+    )]
+    NoHdfs(String),
+    /// It does not answer.
+    #[error("{url} does not answer within {} s", PATIENCE.as_secs())]
+    Hangs {
+        /// The folder.
+        url: String,
+    },
+    /// What lies there is no word of a driver's.
+    #[error("{url} is no driver's last word: {reason}")]
+    NoWord {
+        /// The file.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file could not be written on this machine.
+    #[error("{path} could not be written: {source}")]
+    Local {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl FolderError {
+    /// Whether the same may go better if it is only tried again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Storage(error) => error.may_pass(),
+            Self::Hangs { .. } | Self::Local { .. } => true,
+            Self::NoHdfs(_) | Self::NoWord { .. } => false,
+        }
+    }
+}
+
+/// One job's folder.
+#[derive(Debug, Clone)]
+pub struct JobFolder {
+    place: Place,
+    storage: Storage,
+}
+
+impl JobFolder {
+    /// The folder of the job with this tag, below `folder`. Connects to nothing.
+    ///
+    /// # Errors
+    /// [`FolderError::Storage`] and [`FolderError::NoHdfs`].
+    pub fn of(storage: &Storage, folder: &str, tag: &str) -> Result<Self, FolderError> {
+        // With the file system, so that everybody means the same one.
+        let place = storage.place(&storage.whole_url(folder)?)?;
+        if place.scheme() != Scheme::Hdfs {
+            return Err(FolderError::NoHdfs(folder.to_owned()));
+        }
+        Ok(Self { place: place.child(&format!("{JOBS}/{tag}"))?, storage: storage.clone() })
+    }
+
+    /// Where it is, as a driver is told.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.place.url()
+    }
+
+    /// All tickets that are there, with how far each has come.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub async fn tickets(&self) -> Result<BTreeMap<String, Stage>, FolderError> {
+        let mut tickets = BTreeMap::new();
+        for (name, _) in self.bounded(self.place.files(MOST_FILES)).await? {
+            let (ticket, stage) = match name.split_once('.') {
+                None => (name.as_str(), Stage::Open),
+                Some((ticket, "taken")) => (ticket, Stage::Taken),
+                Some((ticket, "end")) => (ticket, Stage::Ended),
+                Some(_) => continue,
+            };
+            let known = tickets.entry(ticket.to_owned()).or_insert(stage);
+            *known = stage.max(*known);
+        }
+        Ok(tickets)
+    }
+
+    /// Writes a ticket. From now on a driver may begin with it.
+    ///
+    /// # Errors
+    /// [`FolderError`]; it may be there all the same.
+    pub async fn issue(&self, ticket: &str, note: &str) -> Result<(), FolderError> {
+        let place = self.place.child(ticket)?;
+        self.bounded(place.write(Bytes::from(note.to_owned()))).await
+    }
+
+    /// Removes a ticket, if no driver has taken it. Whether one has says [`tickets`](Self::tickets) afterwards.
+    ///
+    /// # Errors
+    /// [`FolderError`]; then a driver may still begin with it.
+    pub async fn revoke(&self, ticket: &str) -> Result<(), FolderError> {
+        let place = self.place.child(ticket)?;
+        self.bounded(place.remove()).await
+    }
+
+    /// The last word of the driver with this ticket, when it has left one.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub async fn last_word(&self, ticket: &str) -> Result<Option<LastWord>, FolderError> {
+        let place = self.place.child(&format!("{ticket}{END}"))?;
+        let Some(text) = self.bounded(place.read(LONGEST_WORD)).await? else { return Ok(None) };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| FolderError::NoWord { url: place.url().to_owned(), reason: error.to_string() })
+    }
+
+    /// Brings the files that a driver left into `folder`, each where it was in the driver's.
+    ///
+    /// # Errors
+    /// [`FolderError`]; `folder` then has some of them.
+    pub async fn bring(&self, ticket: &str, word: &LastWord, folder: &Path) -> Result<(), FolderError> {
+        for left in &word.files {
+            let place = self.place.child(&format!("{ticket}{FILES}/{}", left.file))?;
+            let is_plain = |path: &str| {
+                path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0')
+            };
+            if !is_plain(&left.path) {
+                let reason = format!("it names the file {:?}", left.path);
+                return Err(FolderError::NoWord { url: place.url().to_owned(), reason });
+            }
+            let path = folder.join(&left.path);
+            let file = create(folder, &left.path)
+                .map_err(|source| FolderError::Local { path: path.display().to_string(), source })?;
+            place.download(file, LARGEST_FILE).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the folder with all that is in it. None of its tickets counts any more.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub async fn remove(&self) -> Result<(), FolderError> {
+        let spot = self.storage.spots(None).find(self.place.url())?;
+        Ok(spot.remove().await?)
+    }
+
+    async fn bounded<T>(
+        &self,
+        step: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, FolderError> {
+        match tokio::time::timeout(PATIENCE, step).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(FolderError::Hangs { url: self.place.url().to_owned() }),
+        }
+    }
+}
+
+/// Makes a file below `folder`, in the place of what was staged there under its name.
+fn create(folder: &Path, path: &str) -> io::Result<std::fs::File> {
+    let target = folder.join(path);
+    if let Some(parent) = target.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match std::fs::remove_file(&target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A job's folder on this machine, as if it were elsewhere.
+    fn folder(place: &Path) -> JobFolder {
+        let storage = Storage::default();
+        JobFolder { place: storage.place(&place.display().to_string()).unwrap(), storage }
+    }
+
+    #[tokio::test]
+    async fn how_far_a_launch_has_come_is_told_by_what_its_driver_left() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder(place.path());
+        assert!(folder.tickets().await.unwrap().is_empty());
+        for ticket in ["a", "b", "c", "d"] {
+            folder.issue(ticket, "attempt 1").await.unwrap();
+        }
+        let rename =
+            |from: &str, to: &str| std::fs::rename(place.path().join(from), place.path().join(to)).unwrap();
+        rename("b", "b.taken");
+        rename("c", "c.taken");
+        std::fs::create_dir(place.path().join("c.files")).unwrap();
+        std::fs::write(place.path().join("c.files/0"), "x").unwrap();
+        std::fs::write(place.path().join("c.end"), "{}").unwrap();
+        std::fs::write(place.path().join("b.end.part"), "{").unwrap();
+        folder.revoke("d").await.unwrap();
+        folder.revoke("b").await.unwrap();
+        let tickets: Vec<_> = folder.tickets().await.unwrap().into_iter().collect();
+        let expected = [("a", Stage::Open), ("b", Stage::Taken), ("c", Stage::Ended)];
+        assert_eq!(tickets, expected.map(|(ticket, stage)| (ticket.to_owned(), stage)));
+        folder.remove().await.unwrap();
+        assert!(folder.tickets().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_driver_left_comes_back_to_where_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder(place.path());
+        assert_eq!(folder.last_word("t").await.unwrap(), None);
+        let word = json!({"message": "completed", "results": {"a": 1}, "files": [
+            {"path": "outputDir/deep/m:1 ü", "file": 0}, {"path": "staged.txt", "file": 1}]});
+        std::fs::write(place.path().join("t.end"), word.to_string()).unwrap();
+        std::fs::create_dir(place.path().join("t.files")).unwrap();
+        for (number, text) in [(0, "model"), (1, "new")] {
+            std::fs::write(place.path().join(format!("t.files/{number}")), text).unwrap();
+        }
+        let here = tempfile::tempdir().unwrap();
+        std::fs::write(here.path().join("staged.txt"), "old and longer").unwrap();
+        let word = folder.last_word("t").await.unwrap().unwrap();
+        assert_eq!(word.word, Word::Completed { results: Some(json!({"a": 1})), records: None });
+        folder.bring("t", &word, here.path()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(here.path().join("outputDir/deep/m:1 ü")).unwrap(), "model");
+        assert_eq!(std::fs::read_to_string(here.path().join("staged.txt")).unwrap(), "new");
+    }
+
+    #[tokio::test]
+    async fn a_word_that_leads_out_of_the_folder_is_none() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder(place.path());
+        let here = tempfile::tempdir().unwrap();
+        for path in ["../x", "/etc/x", "a//b", "a/../../b", ""] {
+            let word = json!({"message": "completed", "files": [{"path": path, "file": 0}]});
+            std::fs::write(place.path().join("t.end"), word.to_string()).unwrap();
+            let word = folder.last_word("t").await.unwrap().unwrap();
+            let refused = folder.bring("t", &word, here.path()).await.unwrap_err();
+            assert!(matches!(&refused, FolderError::NoWord { .. }), "{refused}");
+        }
+        std::fs::write(place.path().join("t.end"), "{\"message\":").unwrap();
+        assert!(matches!(folder.last_word("t").await, Err(FolderError::NoWord { .. })));
+    }
+}
