@@ -111,7 +111,7 @@ async fn a_difficult_model_on_the_real_spark_completes_and_its_outputs_come_back
     assets(&mut job).extend([
         json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/helper.py", "sourceCode": "NAME = 'helped'"}),
         json!({"name": "n", "assetType": "FILE", "filename": "data/note.txt", "fileContent": "bm90ZWQ="}),
-        json!({"name": "w", "assetType": "EXTERNAL_FILE", "fileUrl": "/w", "odd": [true, null, 1.5]}),
+        json!({"name": "w", "assetType": "EXTERNAL_FILE", "fileUrl": "gs://bucket/w", "odd": [true, null, 1.5]}),
     ]);
     job["outputData"] = json!([{"name": "s", "assetType": "FILE", "filename": "summary.txt"}]);
     place.publish("difficult", job.to_string()).await;
@@ -403,7 +403,7 @@ async fn a_model_in_git_runs_on_the_real_spark_with_its_helper_and_its_file() {
         json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/helper.py", "repositoryInfo": info}),
         json!({"name": "i", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/__init__.py", "repositoryInfo": info}),
         json!({"name": "n", "assetType": "FILE", "filename": "data/note.txt", "repositoryInfo": note}),
-        json!({"name": "w", "assetType": "EXTERNAL_FILE", "fileUrl": "/w", "odd": [true, null]}),
+        json!({"name": "w", "assetType": "EXTERNAL_FILE", "fileUrl": "gs://bucket/w", "odd": [true, null]}),
     ]);
     // What its Spark brings along counts as installed.
     all.push(

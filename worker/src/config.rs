@@ -214,9 +214,10 @@ pub static SETTINGS: &[Setting] = &[
         "job.existing_outputs",
         Kind::Choice(&["allow", "refuse"]),
         "allow",
-        "What becomes of a job one of whose outputs is there already, on a file system of the worker's machine: with `allow` it is \
-         run, the event says so, and whether it overwrites is up to the model; with `refuse` it is rejected. What a dead attempt \
-         of the job left is removed in any case, and what was there before the first attempt never.",
+        "What becomes of a job one of whose outputs is there already, on a file system of the worker's machine or on HDFS: with \
+         `allow` it is run, the event says so, and whether it overwrites is up to the model; with `refuse` it is rejected. What a \
+         dead attempt of the job left is removed in any case, and what was there before the first attempt never. While HDFS does \
+         not answer, nobody can tell, and the job is not run but tried again.",
     ),
     setting(
         "job.keep",

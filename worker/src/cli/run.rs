@@ -55,13 +55,15 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
     let terminal = Arc::new(Terminal { json: args.json, progress: Mutex::new(Progress::new()) });
     let context = context(&settings, &worker, &home, Arc::new(backend(&settings)), terminal.clone(), None)
         .map_err(of_service)?;
+    let seen = outputs::look(&context, &job, true).await;
     let claim = Claim {
         job: job.id().clone(),
         job_type: Some(job.job_type()),
         attempt: 1,
         failures: 0,
         digest: Digests::of(&text),
-        existing: outputs::existing(&job),
+        existing: seen.existing.clone(),
+        seen,
         worker,
         correlation_id: None,
         trace: TraceContext::default(),

@@ -110,10 +110,26 @@ impl Assigner {
     /// Does what a delivery asks for. `expelled` is the broker's reason for taking it out of the queue of jobs.
     async fn assign(self: Arc<Self>, assignment: Assignment, expelled: Option<String>) -> Settled {
         let Assignment { message, mut stop, stopper, hold } = assignment;
-        let Some((message, candidate)) = self.read(message).await else { return Settled::Leave };
+        let Some((message, mut candidate)) = self.read(message).await else { return Settled::Leave };
         if stop.reason() > Some(StopReason::Cancel) {
             self.desk.publisher.give_back(&message, 1).await;
             return Settled::Acknowledge;
+        }
+        if let Ok(job) = &candidate.content
+            && outputs::has_places(job)
+        {
+            // Local disks cost nothing; a file system elsewhere is asked only for a claim that may have to tell.
+            let elsewhere = self.may_be_first(&candidate, &message);
+            let seen = tokio::select! {
+                biased;
+                seen = outputs::look(&self.context, job, elsewhere) => seen,
+                _ = stop.stronger(Some(StopReason::Cancel)) => {
+                    self.desk.publisher.give_back(&message, 1).await;
+                    return Settled::Acknowledge;
+                }
+            };
+            candidate.claim.existing.clone_from(&seen.existing);
+            candidate.claim.seen = seen;
         }
         loop {
             let asked = claim(&self.desk.ledger, &candidate, &message, &stopper);
@@ -176,24 +192,30 @@ impl Assigner {
 
     async fn read(&self, message: Message) -> Option<(Message, Candidate)> {
         let reader = self.reader.clone();
-        let read = if message.body.len() <= READ_ON_THE_SPOT {
+        if message.body.len() <= READ_ON_THE_SPOT {
             let candidate = reader.read(&message);
-            if !candidate.content.as_ref().is_ok_and(|job| outputs::has_places(job)) {
-                return Some((message, candidate));
-            }
-            tokio::task::spawn_blocking(move || (message, with_existing(candidate)))
-        } else {
-            tokio::task::spawn_blocking(move || {
-                let candidate = with_existing(reader.read(&message));
-                (message, candidate)
-            })
-        };
+            return Some((message, candidate));
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let candidate = reader.read(&message);
+            (message, candidate)
+        });
         match read.await {
             Ok(read) => Some(read),
             Err(error) => {
                 tracing::error!(%error, "a delivery could not be read");
                 None
             }
+        }
+    }
+
+    /// Whether a claim of the job, as it stands now, would say what was there before its first attempt. One that comes to
+    /// that by surprise lacks the word that it looked elsewhere, and nothing is removed there.
+    fn may_be_first(&self, candidate: &Candidate, message: &Message) -> bool {
+        match self.desk.ledger.standing(JobKey::of(&candidate.claim.job)) {
+            Standing::Unknown => true,
+            Standing::Open(open) => open.is_to_be_looked_at(),
+            Standing::Settled(_) => message.undoes().is_some(),
         }
     }
 
@@ -335,14 +357,6 @@ enum Elsewhere {
 fn is_cancelled(attempt: &Attempt, stop: &Stop) -> bool {
     matches!(attempt.end, End::Failed { may_pass: true, .. } | End::Unfit(_))
         && stop.reason() == Some(StopReason::Cancel)
-}
-
-/// Looks for the outputs that are there already.
-fn with_existing(mut candidate: Candidate) -> Candidate {
-    if let Ok(job) = &candidate.content {
-        candidate.claim.existing = outputs::existing(job);
-    }
-    candidate
 }
 
 /// A job that is ours.

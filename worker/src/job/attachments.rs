@@ -11,18 +11,20 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use futures_util::StreamExt;
 use serde_json::Value;
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
 use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::job::{Content, Job};
 use spark_runtime_protocol::json::Fault;
 
+use super::outputs::AT_ONCE;
 use super::stage::StageError;
 use super::submit::{plain, stopped};
 use super::{Context, End, Stop, StopReason};
 use crate::archive::{self, Budget, Limits, UnpackError};
 use crate::config::{AttachmentSettings, size_text};
-use crate::storage::{Place, Storage, StorageError};
+use crate::storage::{PATIENCE, Place, Storage, StorageError};
 
 /// Something that may be an archive.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,13 +59,24 @@ pub async fn bring(
     let mut stopping = stop.clone();
     for external in externals(job).map_err(End::Rejected)? {
         let fetching = fetch(context, &external, working_directory, &mut budget);
-        let is_file = tokio::select! {
+        let fetched = tokio::select! {
             biased;
             reason = stopping.stronger(None) => return Err(stopped(reason)),
-            fetched = fetching => fetched?,
+            fetched = fetching => fetched,
         };
-        if is_file {
-            attachments.push(Attachment { pointer: external.pointer, path: external.path });
+        match fetched {
+            Ok(true) => attachments.push(Attachment { pointer: external.pointer, path: external.path }),
+            Ok(false) => {}
+            // Whatever else is missing is told with it.
+            Err(End::Rejected(faults)) => {
+                let others = tokio::select! {
+                    biased;
+                    reason = stopping.stronger(None) => return Err(stopped(reason)),
+                    others = missing_after(context, job, Some(&external.pointer)) => others,
+                };
+                return Err(End::Rejected([faults, others].concat()));
+            }
+            Err(end) => return Err(end),
         }
     }
     let root = working_directory.to_owned();
@@ -117,6 +130,39 @@ fn externals(job: &Job) -> Result<Vec<External>, Vec<Fault>> {
         }
     }
     if faults.is_empty() { Ok(externals) } else { Err(faults) }
+}
+
+/// A fault for each attachment that is not there, as far as that can be told in a moment: for a job that is rejected in any
+/// case.
+pub(super) async fn missing(context: &Context, job: &Job) -> Vec<Fault> {
+    missing_after(context, job, None).await
+}
+
+/// The same, of those that stand behind one in the job.
+async fn missing_after(context: &Context, job: &Job, last: Option<&str>) -> Vec<Fault> {
+    let storage = Storage::of(&context.settings);
+    let externals = match externals(job) {
+        Ok(externals) => externals,
+        Err(faults) => return faults,
+    };
+    let behind = last.and_then(|last| externals.iter().position(|external| external.pointer == last));
+    let asked = externals.into_iter().skip(behind.map_or(0, |index| index + 1));
+    let storage = &storage;
+    let fault = |external: External| async move {
+        let found = async {
+            let place = storage.place(&external.url)?;
+            let is_there = place.size().await?.is_some() || !place.files(1).await?.is_empty();
+            if is_there { Ok(()) } else { Err(StorageError::NotThere { url: external.url.clone() }) }
+        };
+        match failed(&found.await.err()?, &external, &context.settings.attachments) {
+            End::Rejected(faults) => Some(faults),
+            _ => None,
+        }
+    };
+    let asking = futures_util::stream::iter(asked.map(fault))
+        .buffered(AT_ONCE)
+        .take_until(tokio::time::sleep(PATIENCE));
+    asking.filter_map(async |faults| faults).collect::<Vec<_>>().await.concat()
 }
 
 /// Fetches a file, or a folder with all that is in it. Tells whether it was a file.

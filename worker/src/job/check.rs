@@ -201,6 +201,16 @@ impl Judge {
         named.filter(|url| !url.starts_with("file:"))
     }
 
+    /// The file system in which the job's paths without a scheme lie, where it is not this machine's own; that of the
+    /// worker, for a job whose flags will not do.
+    #[must_use]
+    pub fn file_system_of(&self, job: &Job) -> Option<String> {
+        match CommandLine::of(job, &self.policy, &self.master) {
+            Ok(command_line) => self.file_system(&command_line).map(str::to_owned),
+            Err(_) => self.file_system.clone().filter(|url| !url.starts_with("file:")),
+        }
+    }
+
     fn objection(&self, text: &str, at: &str) -> Option<Fault> {
         match python_objects(&self.python, text) {
             Ok(Some(objection)) if objection.line > 0 => {

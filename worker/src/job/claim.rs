@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use spark_runtime_protocol::job::{Job, JobId, Refusal};
 use spark_runtime_protocol::json::Fault;
 
-use super::{Claim, Stopper};
+use super::{Claim, Stopper, outputs};
 use crate::broker::ledger::fold::{Claimed, Instance, JobKey, Open, Owner, Settled, Standing};
 use crate::broker::ledger::record::{Digest, InstanceId, Position, Terms};
 use crate::broker::ledger::{Held, Ledger};
@@ -65,6 +65,7 @@ impl Reader {
             failures: 0,
             digest: digest.to_string(),
             existing: Vec::new(),
+            seen: outputs::Seen::default(),
             worker: self.worker.clone(),
             correlation_id: message.correlation_id(),
             trace: message.trace(),

@@ -690,6 +690,10 @@ impl Contract {
             match std::fs::metadata(path) {
                 Ok(metadata) if metadata.is_dir() => input.size = folder_size(path),
                 Ok(metadata) => input.size = Some(metadata.len()),
+                // What fits it is found by Spark alone.
+                Err(_) if path.to_string_lossy().contains(['*', '?', '[', '{']) => {
+                    input.place = Place::Elsewhere;
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     let message = format!("{} is not there", path.display());
                     faults.push(Fault::new(format!("/inputData/{}/fileUrl", input.index), message));

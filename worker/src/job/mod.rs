@@ -14,6 +14,7 @@ pub mod cluster_end;
 pub mod collect;
 pub mod command;
 pub mod contract;
+pub mod inputs;
 pub mod literal;
 pub mod outputs;
 pub mod resolve;
@@ -101,6 +102,8 @@ pub struct Claim {
     pub digest: String,
     /// Which of the job's outputs, by their index, were there before its first attempt.
     pub existing: Vec<u16>,
+    /// What this worker itself found of them.
+    pub seen: outputs::Seen,
     /// The worker.
     pub worker: String,
     /// Echoed in events.
@@ -250,6 +253,8 @@ pub struct Course {
     pub keep_directory: bool,
     /// What is to be told about the job besides, as of outputs that were there already.
     pub notes: Vec<String>,
+    /// What is to be told only if the attempt fails, as of inputs that nobody could look for.
+    pub doubts: Vec<String>,
     /// What was fetched from repositories.
     pub sources: Vec<FetchedSource>,
     /// The runtime that it got.
@@ -301,18 +306,14 @@ async fn run_phases(
     };
     let directory = context.directory.join(attempt_folder(claim));
     course.directory = Some(directory.clone());
-    let (judge, this) = (context.judge.clone(), claim.clone());
-    let refuse = context.settings.job.refuse_existing_outputs;
+    let judge = context.judge.clone();
     // Parsing, checking and writing block; they are done on threads that may.
     let checked = on_its_own_thread("checking", move || {
         let mut plan = judge.plan(&job).map_err(End::Rejected)?;
-        judge.settle(&mut plan).map_err(End::Rejected)?;
-        if refuse && !this.existing.is_empty() {
-            return Err(End::Rejected(outputs::refusals(&job, &this.existing)));
-        }
-        Ok((job, plan))
+        let missing = judge.settle(&mut plan).err().unwrap_or_default();
+        Ok((job, plan, missing))
     });
-    let (job, plan) = match checked.await {
+    let (job, plan, missing) = match checked.await {
         Ok(checked) => checked,
         Err(end) => return end,
     };
@@ -327,7 +328,7 @@ async fn run_phases(
         Err(end) => return end,
     };
     let way = plan.way();
-    let judged = Judged { job, plan, sought, began };
+    let judged = Judged { job, plan, missing, sought, began };
     let started = match adopted {
         Some(application) => take_up(context, claim, judged, application, stop, course).await,
         None => start(context, claim, judged, text, stop, course).await,
@@ -360,6 +361,8 @@ pub fn sought(context: &Context, claim: &Claim, mode: Mode) -> Sought {
 struct Judged {
     job: Job,
     plan: check::Plan,
+    /// What of its inputs is not there, as far as it was looked for.
+    missing: Vec<Fault>,
     sought: Sought,
     /// When this attempt began.
     began: Instant,
@@ -415,14 +418,16 @@ async fn start<'a>(
     stop: &mut Stop,
     course: &mut Course,
 ) -> Result<Started<'a>, End> {
-    let Judged { job, plan, sought, began } = judged;
+    let Judged { job, plan, missing, sought, began } = judged;
+    look(context, claim, &job, &plan, missing, stop, course).await?;
     let runtime = runtime(context, claim, &job, stop).await?;
     course.runtime = Some(runtime.used.clone());
     let (announce, this, directory) = (context.announce.clone(), claim.clone(), sought.directory.clone());
     let (sources, used) = (course.sources.clone(), runtime.used.clone());
+    let cleared = clear_outputs(context, claim, &job).await?;
     let staging = on_its_own_thread("staging", move || {
         let mut notes = plan.notes.clone();
-        notes.extend(clear_outputs(&job, &this)?);
+        notes.extend(cleared);
         let accepted = this.event(EventKind::Accepted, |data| {
             data.message = (!notes.is_empty()).then(|| notes.join("; "));
             data.sources = (!sources.is_empty()).then_some(sources);
@@ -512,16 +517,44 @@ async fn sent(
     })
 }
 
-/// Makes the places of the outputs what they were before the first attempt; gives what is to be told about them.
-fn clear_outputs(job: &Job, claim: &Claim) -> Result<Vec<String>, End> {
-    let mut notes = outputs::notes(job, &claim.existing);
-    if claim.attempt > 1 {
-        let removed = outputs::remove_leftovers(job, &claim.existing).map_err(|error| End::Failed {
-            failure: Box::new(submit::plain(FailureClass::Staging, error.to_string())),
-            may_pass: true,
-        })?;
-        notes.extend(removed);
+/// Sees to it that what the job reads is there, and that of what it writes is known what was there before. `missing` is what
+/// was found missing already: all of it is told at once.
+async fn look(
+    context: &Context,
+    claim: &Claim,
+    job: &Job,
+    plan: &check::Plan,
+    missing: Vec<Fault>,
+    stop: &mut Stop,
+    course: &mut Course,
+) -> Result<(), End> {
+    let mut faults = missing;
+    faults.extend(outputs::refusals(context, claim, job));
+    let known = outputs::must_be_seen(claim);
+    if known.is_err() && faults.is_empty() {
+        return known;
     }
+    let seen = tokio::select! {
+        // A file system that does not answer is waited for, but not by a worker that is to leave.
+        biased;
+        reason = stop.stronger(None) => return Err(submit::stopped(reason)),
+        seen = inputs::look(context, job, plan, !faults.is_empty()) => seen,
+    };
+    faults.extend(seen.missing);
+    if !faults.is_empty() {
+        return Err(End::Rejected(faults));
+    }
+    course.doubts = seen.doubts;
+    match seen.unseen {
+        Some(words) => Err(submit::broken(&words)),
+        None => Ok(()),
+    }
+}
+
+/// Makes the places of the outputs what they were before the first attempt; gives what is to be told about them.
+async fn clear_outputs(context: &Context, claim: &Claim, job: &Job) -> Result<Vec<String>, End> {
+    let mut notes = outputs::notes(context, claim, job);
+    notes.extend(outputs::remove_leftovers(context, claim, job).await?);
     Ok(notes)
 }
 

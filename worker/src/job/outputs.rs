@@ -5,113 +5,299 @@
 //! job, so that every later attempt knows it, on whatever machine. Anything else that lies at an output's place before a
 //! later attempt was left by an earlier one, and is removed, so that the attempt starts as the first one did.
 //!
-//! Only places on this machine's own file systems are looked at. This module must not know what a model writes.
+//! Looked at are this machine's own file systems and HDFS. That something was not there is never guessed, since what was
+//! guessed wrong would be removed later:
+//! - An output that is hidden from the worker, or that it cannot look at from here, counts as one that was there.
+//! - When a file system does not answer, the claim says so ([`UNSEEN`]); its attempt runs nothing and fails, and the claim
+//!   of the next one tells anew what is there. Nothing of the job has run until then.
+//! - A claim whose worker did not look elsewhere than on its own machine lacks [`LOOKED_ELSEWHERE`], and then nothing
+//!   elsewhere is ever removed.
+//!
+//! This module must not know what a model writes.
 
-use std::io;
-use std::path::{Path, PathBuf};
-
+use futures_util::StreamExt;
 use spark_runtime_protocol::asset::AssetType;
+use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
+use tokio::time::Instant;
 
-use crate::storage::local_path;
+use super::submit::plain;
+use super::{Claim, Context, End, inputs};
+use crate::broker::ledger::record::{LOOKED_ELSEWHERE, UNSEEN};
+use crate::clock::BootTime;
+use crate::storage::{self, Spot, Storage, StorageError};
 
-/// An output that lies outside of the working directory, on this machine.
-#[derive(Debug, PartialEq, Eq)]
-struct Place {
+/// How many questions are on their way at once.
+pub(super) const AT_ONCE: usize = 16;
+/// How many of the places that could not be looked at are named in one message.
+const MOST_NAMED: usize = 3;
+const UNTOLD: &str = "nobody can tell which outputs are there already, and nothing is run until somebody can";
+
+/// An output that lies outside of the working directory, where this worker can look.
+#[derive(Debug)]
+struct Output {
     /// Its index among the job's outputs.
     index: u16,
-    path: PathBuf,
+    spot: Spot,
 }
 
-/// What an earlier attempt left could not be removed.
-#[derive(Debug, thiserror::Error)]
-#[error("{path} was left by an earlier attempt and cannot be removed: {source}")]
-pub struct LeftoverError {
-    path: PathBuf,
-    source: io::Error,
+/// What was found of a job's outputs before it was claimed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// For the claim: which outputs are there, by their index, and what there is to be said of the looking itself.
+    pub existing: Vec<u16>,
+    /// Why some could not be looked at; then nothing of the job may be run on this.
+    pub unseen: Option<String>,
+    /// Those that are hidden from this worker, and how.
+    pub hidden: Vec<(u16, String)>,
 }
 
-/// Whether any of the job's outputs is to be looked for here.
+/// What is found of an output.
+enum Found {
+    There,
+    NotThere,
+    Hidden(String),
+    Unseen(String),
+}
+
+/// Whether a job has outputs to look for before it is claimed.
 #[must_use]
 pub fn has_places(job: &Job) -> bool {
-    places(job).next().is_some()
+    urls(job).next().is_some()
 }
 
-/// Which of the job's outputs, by their index, are there. Blocks.
-#[must_use]
-pub fn existing(job: &Job) -> Vec<u16> {
-    places(job).filter(|place| is_there(&place.path)).map(|place| place.index).collect()
+/// Finds out which of the job's outputs are there. `elsewhere` is whether file systems other than this machine's are asked.
+pub async fn look(context: &Context, job: &Job, elsewhere: bool) -> Seen {
+    let storage = Storage::of(&context.settings);
+    let file_system = context.judge.file_system_of(job);
+    look_at(&storage, job, file_system.as_deref(), elsewhere, Instant::now() + storage::PATIENCE).await
 }
 
-/// A fault for each of these outputs: for workers whose settings refuse jobs that write onto what is there.
+async fn look_at(
+    storage: &Storage,
+    job: &Job,
+    file_system: Option<&str>,
+    elsewhere: bool,
+    deadline: Instant,
+) -> Seen {
+    let mut seen = Seen::default();
+    let (outputs, unknown) = outputs(storage, job, file_system);
+    // Another worker may be able to look there.
+    seen.existing.extend(unknown);
+    if elsewhere && outputs.iter().any(|output| !output.spot.is_local()) {
+        seen.existing.push(LOOKED_ELSEWHERE);
+    }
+    let asked: Vec<Output> =
+        outputs.into_iter().filter(|output| elsewhere || output.spot.is_local()).collect();
+    let asking =
+        asked.into_iter().map(|output| async move { (output.index, found(&output, deadline).await) });
+    let mut answers: Vec<_> = futures_util::stream::iter(asking).buffer_unordered(AT_ONCE).collect().await;
+    answers.sort_by_key(|(index, _)| *index);
+    let mut unseen = Vec::new();
+    for (index, found) in answers {
+        match found {
+            Found::NotThere => continue,
+            Found::There => {}
+            Found::Hidden(reason) => seen.hidden.push((index, reason)),
+            Found::Unseen(reason) => unseen.push(reason),
+        }
+        seen.existing.push(index);
+    }
+    if !unseen.is_empty() {
+        seen.existing.retain(|index| *index != LOOKED_ELSEWHERE);
+        seen.existing.push(UNSEEN);
+        seen.unseen = Some(format!("{UNTOLD}: {}", some_of(&unseen)));
+    }
+    seen.existing.sort_unstable();
+    seen
+}
+
+async fn found(output: &Output, deadline: Instant) -> Found {
+    match output.spot.look(deadline).await {
+        Ok(Some(_)) => Found::There,
+        Ok(None) | Err(StorageError::NoFolder { .. } | StorageError::NotThere { .. }) => Found::NotThere,
+        Err(error) if error.may_pass() => Found::Unseen(error.to_string()),
+        Err(error) => Found::Hidden(error.to_string()),
+    }
+}
+
+/// The first few of some sentences, and how many more there are.
+pub(super) fn some_of(sentences: &[String]) -> String {
+    let shown = sentences[..sentences.len().min(MOST_NAMED)].join("; ");
+    match sentences.len().saturating_sub(MOST_NAMED) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// Whether anything of this attempt may be run: not when nobody could tell what was there before it.
+///
+/// # Errors
+/// The attempt's end.
+pub fn must_be_seen(claim: &Claim) -> Result<(), End> {
+    if !claim.existing.contains(&UNSEEN) {
+        return Ok(());
+    }
+    let words = claim.seen.unseen.clone().unwrap_or_else(|| UNTOLD.to_owned());
+    Err(failed(FailureClass::Infrastructure, words))
+}
+
+/// A fault for each of the outputs that were there: for workers whose settings refuse jobs that write onto what is there.
 #[must_use]
-pub fn refusals(job: &Job, existing: &[u16]) -> Vec<Fault> {
-    let taken = places(job).filter(|place| existing.contains(&place.index));
-    taken
-        .map(|place| {
-            let message = format!(
+pub fn refusals(context: &Context, claim: &Claim, job: &Job) -> Vec<Fault> {
+    if !context.settings.job.refuse_existing_outputs {
+        return Vec::new();
+    }
+    let taken = taken(context, claim, job);
+    let refusal = |(Output { index, spot }, hidden): (Output, Option<String>)| {
+        let message = match hidden {
+            None => format!(
                 "{} exists already, and this worker refuses to write onto it (job.existing_outputs); remove it or name \
                  another place",
-                place.path.display()
-            );
-            Fault::new(format!("/outputData/{}/fileUrl", place.index), message)
-        })
-        .collect()
+                spot.url()
+            ),
+            Some(reason) => format!(
+                "{reason}; so it may exist already, and this worker refuses to write onto it (job.existing_outputs); let the \
+                 worker's user look there, or name another place"
+            ),
+        };
+        Fault::new(format!("/outputData/{index}/fileUrl"), message)
+    };
+    taken.map(refusal).collect()
 }
 
 /// What is to be told about outputs that were there before: each as a sentence.
 #[must_use]
-pub fn notes(job: &Job, existing: &[u16]) -> Vec<String> {
-    let taken = places(job).filter(|place| existing.contains(&place.index));
-    taken
-        .map(|place| {
-            format!("the output {} was there before; the model may overwrite it", place.path.display())
-        })
-        .collect()
+pub fn notes(context: &Context, claim: &Claim, job: &Job) -> Vec<String> {
+    let told = taken(context, claim, job).map(|(Output { spot, .. }, hidden)| match hidden {
+        None => format!("the output {} was there before; the model may overwrite it", spot.url()),
+        Some(reason) => format!(
+            "the output {} is hidden from the worker and taken for one that was there before; the model may overwrite it: \
+             {reason}",
+            spot.url()
+        ),
+    });
+    told.collect()
+}
+
+/// The outputs that were there, and how those are hidden of which that is only assumed.
+fn taken<'a>(
+    context: &Context,
+    claim: &'a Claim,
+    job: &Job,
+) -> impl Iterator<Item = (Output, Option<String>)> + use<'a> {
+    let file_system = context.judge.file_system_of(job);
+    let (outputs, _) = outputs(&Storage::of(&context.settings), job, file_system.as_deref());
+    outputs.into_iter().filter(|output| claim.existing.contains(&output.index)).map(|output| {
+        let hidden = claim.seen.hidden.iter().find(|(index, _)| *index == output.index);
+        let reason = hidden.map(|(_, reason)| reason.clone());
+        (output, reason)
+    })
 }
 
 /// Removes what earlier attempts left at the outputs' places, all but those that were there before the first one. Gives
-/// a sentence for each. Blocks.
+/// a sentence for each.
 ///
 /// # Errors
-/// [`LeftoverError`] for the first that cannot be removed.
-pub fn remove_leftovers(job: &Job, existing: &[u16]) -> Result<Vec<String>, LeftoverError> {
-    let mut removed = Vec::new();
-    for Place { index, path } in places(job) {
-        if existing.contains(&index) || !is_there(&path) {
+/// The attempt's end, with the first that cannot be removed.
+pub async fn remove_leftovers(context: &Context, claim: &Claim, job: &Job) -> Result<Vec<String>, End> {
+    if claim.attempt < 2 {
+        return Ok(Vec::new());
+    }
+    let storage = Storage::of(&context.settings);
+    let file_system = context.judge.file_system_of(job);
+    let still_ours = || {
+        let ends = context.lease_ends.as_ref().and_then(|ends| *ends.borrow());
+        ends.is_none_or(|ends| BootTime::now() < ends)
+    };
+    remove(&storage, job, file_system.as_deref(), &claim.existing, &still_ours).await
+}
+
+async fn remove(
+    storage: &Storage,
+    job: &Job,
+    file_system: Option<&str>,
+    existing: &[u16],
+    still_ours: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<String>, End> {
+    let mut told = Vec::new();
+    let is_ours = |output: &Output| {
+        let is_known = output.spot.is_local() || existing.contains(&LOOKED_ELSEWHERE);
+        is_known && !existing.contains(&output.index)
+    };
+    let (outputs, _) = outputs(storage, job, file_system);
+    let outputs: Vec<Output> = outputs.into_iter().filter(is_ours).collect();
+    if outputs.is_empty() {
+        return Ok(told);
+    }
+    let read = inputs::spots(storage, job, file_system);
+    for Output { spot, .. } in outputs {
+        let deadline = Instant::now() + storage::PATIENCE;
+        let unremovable = |error: StorageError| {
+            let class = if spot.is_local() { FailureClass::Staging } else { FailureClass::Infrastructure };
+            failed(class, format!("what an earlier attempt left cannot be removed: {error}"))
+        };
+        match spot.look(deadline).await {
+            Ok(None) | Err(StorageError::NoFolder { .. } | StorageError::NotThere { .. }) => continue,
+            Ok(Some(_)) => {}
+            Err(error) => return Err(unremovable(error)),
+        }
+        if let Some(input) = held_by(&spot, &read).await {
+            told.push(format!("{} is left as it is, since the job reads {input} there", spot.url()));
             continue;
         }
-        remove(&path).map_err(|source| LeftoverError { path: path.clone(), source })?;
-        removed.push(format!("removed {}, which an earlier attempt had left", path.display()));
+        // What lies there once another worker may have the job may be that worker's.
+        if !still_ours() {
+            return Err(End::Interrupted);
+        }
+        spot.remove().await.map_err(unremovable)?;
+        told.push(format!("removed {}, which an earlier attempt had left", spot.url()));
     }
-    Ok(removed)
+    Ok(told)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    let result = match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+/// Which of the files that the job reads is this one, or lies below it.
+async fn held_by(spot: &Spot, read: &[Spot]) -> Option<String> {
+    let (spot, read) = (spot.clone(), read.to_vec());
+    let found = tokio::task::spawn_blocking(move || {
+        read.iter().find(|input| spot.holds(input)).map(|input| input.url().to_owned())
+    });
+    // What cannot be told is taken for the worst.
+    found.await.unwrap_or_else(|error| Some(format!("something ({error})")))
+}
+
+fn failed(class: FailureClass, words: String) -> End {
+    End::Failed { failure: Box::new(plain(class, words)), may_pass: true }
+}
+
+/// Where the job's outputs lie, as far as that can be looked at from here.
+pub(super) fn spots(storage: &Storage, job: &Job, file_system: Option<&str>) -> Vec<Spot> {
+    outputs(storage, job, file_system).0.into_iter().map(|output| output.spot).collect()
+}
+
+/// Where the job's outputs lie that can be looked at from here, and the indices of those that cannot.
+fn outputs(storage: &Storage, job: &Job, file_system: Option<&str>) -> (Vec<Output>, Vec<u16>) {
+    let mut spots = storage.spots(file_system);
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    for (index, url) in urls(job) {
+        match spots.find(url) {
+            Ok(spot) => known.push(Output { index, spot }),
+            Err(_) => unknown.push(index),
+        }
     }
+    (known, unknown)
 }
 
-fn is_there(path: &Path) -> bool {
-    // A link that leads nowhere is there as well.
-    std::fs::symlink_metadata(path).is_ok()
-}
-
-fn places(job: &Job) -> impl Iterator<Item = Place> {
-    job.outputs().iter().zip(0_u16..).filter_map(|(output, index)| {
+/// Where the job's external outputs lie, as it says. A relative path lies in a working directory, which is new each time.
+fn urls(job: &Job) -> impl Iterator<Item = (u16, &str)> {
+    // No job of the size that a worker takes has as many outputs as this leaves out.
+    job.outputs().iter().zip(0..UNSEEN).filter_map(|(output, index)| {
         if AssetType::of(output) != Some(AssetType::ExternalFile) {
             return None;
         }
         let url = output.get("fileUrl")?.as_str()?;
-        Some(Place { index, path: local_path(url)? })
+        (url.starts_with('/') || url.contains(':')).then_some((index, url))
     })
 }
 
@@ -120,68 +306,98 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn job(urls: &[&str]) -> Job {
-        let outputs: Vec<Value> = urls
-            .iter()
-            .map(
-                |url| json!({"assetType": "EXTERNAL_FILE", "name": "o", "fileUrl": url, "fileFormat": "CSV"}),
-            )
-            .collect();
+    fn job(outputs: &[&str], inputs: &[&str]) -> Job {
+        let assets = |urls: &[&str]| -> Vec<Value> {
+            let asset = |url: &&str| json!({"assetType": "EXTERNAL_FILE", "name": "o", "fileUrl": url, "fileFormat": "CSV"});
+            urls.iter().map(asset).collect()
+        };
         let document = json!({
-            "id": "j", "jobType": "MODEL_BATCH_JOB", "outputData": outputs,
+            "id": "j", "jobType": "MODEL_BATCH_JOB", "outputData": assets(outputs), "inputData": assets(inputs),
             "model": {"storedModel": {"modelAssets": [
                 {"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": "x"}]}}
         });
         Job::read(document.to_string().as_bytes(), None).unwrap()
     }
 
-    #[test]
-    fn only_places_on_this_machine_are_looked_at() {
-        for (url, path) in [
-            ("/a/b", Some("/a/b")),
-            ("/a/b/", Some("/a/b")),
-            ("file:///a/b", Some("/a/b")),
-            ("file:/a", Some("/a")),
-            ("hdfs:///a", None),
-            ("s3a://b/c", None),
-            ("relative/x", None),
-            ("/", None),
-            ("file:///", None),
-            ("/a/../b", None),
-            ("file://host/a", None),
-        ] {
-            assert_eq!(local_path(url), path.map(PathBuf::from), "{url}");
-        }
+    async fn existing(job: &Job) -> Vec<u16> {
+        let deadline = Instant::now() + storage::PATIENCE;
+        look_at(&Storage::default(), job, None, true, deadline).await.existing
     }
 
-    #[test]
-    fn what_was_there_before_the_first_attempt_is_never_touched() {
+    async fn removed(job: &Job, existing: &[u16]) -> Vec<String> {
+        remove(&Storage::default(), job, None, existing, &|| true).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_there_before_the_first_attempt_is_never_touched() {
         let place = tempfile::tempdir().unwrap();
         let path = |name: &str| place.path().join(name).display().to_string();
-        let job = job(&[&path("old"), &path("new"), &format!("file://{}", path("link"))]);
+        let link = format!("file://{}", path("link"));
+        let job = job(&[&path("old"), &path("new"), &link, "relative/x", "/"], &[]);
         std::fs::create_dir(path("old")).unwrap();
         std::fs::write(path("old") + "/part", "x").unwrap();
-        let existing = existing(&job);
-        assert_eq!(existing, [0]);
+        let existing = existing(&job).await;
+        // The root is no place that is looked at, and counts as one that was there.
+        assert_eq!(existing, [0, 4]);
         // The first attempt writes them all, and dies.
         std::fs::create_dir(path("new")).unwrap();
         std::fs::write(path("new") + "/part", "x").unwrap();
         std::os::unix::fs::symlink(path("old"), path("link")).unwrap();
-        let removed = remove_leftovers(&job, &existing).unwrap();
-        assert_eq!(removed.len(), 2);
-        assert!(Path::new(&(path("old") + "/part")).exists());
-        assert!(!Path::new(&path("new")).exists() && !is_there(Path::new(&path("link"))));
-        assert_eq!(remove_leftovers(&job, &existing).unwrap(), Vec::<String>::new());
+        let told = removed(&job, &existing).await;
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(place.path().join("old/part").exists());
+        assert!(!place.path().join("new").exists() && place.path().join("link").symlink_metadata().is_err());
+        assert_eq!(removed(&job, &existing).await, Vec::<String>::new());
     }
 
-    #[test]
-    fn outputs_that_exist_are_told_by_their_place_in_the_job() {
+    #[tokio::test]
+    async fn nothing_is_removed_in_which_the_job_reads_something() {
         let place = tempfile::tempdir().unwrap();
-        let job = job(&["hdfs:///x", &place.path().display().to_string()]);
-        let existing = existing(&job);
-        let faults = refusals(&job, &existing);
-        assert_eq!(faults[0].pointer, "/outputData/1/fileUrl");
-        assert!(faults[0].message.contains("exists already"), "{}", faults[0].message);
-        assert!(notes(&job, &existing)[0].contains("was there before"));
+        let path = |name: &str| place.path().join(name).display().to_string();
+        std::fs::create_dir_all(path("real/in")).unwrap();
+        std::os::unix::fs::symlink(path("real"), path("link")).unwrap();
+        std::fs::create_dir(path("plain")).unwrap();
+        // Steps up, links and patterns all lead there.
+        for input in ["link/in", "plain/../real/in", "real/*.csv", "a.csv,real/in"] {
+            let input = input.split(',').map(&path).collect::<Vec<_>>().join(",");
+            let told = removed(&job(&[&path("real"), &path("plain")], &[&input]), &[1]).await;
+            assert!(told[0].contains("is left as it is, since the job reads"), "{input}: {told:?}");
+            assert!(place.path().join("real/in").exists(), "{input}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_elsewhere_is_removed_for_a_claim_that_did_not_look_there() {
+        // Nothing listens there: a question would fail.
+        let job = job(&["hdfs://127.0.0.1:1/a", "gs://bucket/a"], &[]);
+        for existing in [&[][..], &[UNSEEN], &[LOOKED_ELSEWHERE, 0]] {
+            assert_eq!(removed(&job, existing).await, Vec::<String>::new(), "{existing:?}");
+        }
+        let asked = look_at(&Storage::default(), &job, None, false, Instant::now()).await;
+        assert_eq!(asked, Seen { existing: vec![1], ..Seen::default() });
+    }
+
+    #[tokio::test]
+    async fn a_file_system_that_does_not_answer_makes_a_claim_that_runs_nothing() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let there = place.path().display().to_string();
+        let url = format!("hdfs://{}/a", silent.local_addr().unwrap());
+        let job = job(&[&there, &url], &[]);
+        let deadline = Instant::now() + std::time::Duration::from_millis(300);
+        let seen = look_at(&Storage::default(), &job, None, true, deadline).await;
+        assert_eq!(seen.existing, [0, 1, UNSEEN]);
+        let words = seen.unseen.unwrap();
+        assert_eq!(words, format!("{UNTOLD}: {url}: no answer in time"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_removed_once_another_worker_may_have_the_job() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("left");
+        std::fs::write(&file, "x").unwrap();
+        let job = job(&[&file.display().to_string()], &[]);
+        let end = remove(&Storage::default(), &job, None, &[], &|| false).await;
+        assert!(matches!(end, Err(End::Interrupted)) && file.exists());
     }
 }

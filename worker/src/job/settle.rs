@@ -111,7 +111,8 @@ fn reason_line(reason: &Rejection) -> String {
 }
 
 fn failed(claim: &Claim, course: &Course, failure: &Failure) -> (EventKind, Event) {
-    let lines = [("ERROR", failure.message.clone())];
+    let doubts = course.doubts.iter().map(|doubt| ("INFO", doubt.clone()));
+    let lines: Vec<_> = doubts.chain([("ERROR", failure.message.clone())]).collect();
     terminal(claim, EventKind::Failed, JobResult::Unknown, course, &lines, |data| {
         data.message = Some(failure.message.clone());
         data.failure = Some(failure.clone());

@@ -20,7 +20,7 @@ use std::hash::{Hash, Hasher};
 use sha2::{Digest as _, Sha256};
 use spark_runtime_protocol::JobId;
 
-use super::record::{Digest, Ending, InstanceId, Position, Reason, Record, Terms};
+use super::record::{Digest, Ending, InstanceId, Position, Reason, Record, Terms, UNSEEN};
 
 /// The first 128 bits of the SHA-256 of a job's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +73,8 @@ pub struct Open {
     pub failures: u32,
     /// Somebody wants it to end.
     pub cancelled: bool,
-    /// Which of its outputs, by their index, were there before its first attempt.
+    /// Which of its outputs, by their index, were there before its first attempt: what its first claim said whose worker
+    /// could tell; nothing of the job was run before that.
     pub existing: Box<[u16]>,
     /// The last record that has changed this.
     changed: Position,
@@ -309,7 +310,7 @@ impl Fold {
             (standing, _) => return Effect::Refused(standing),
         };
         // A job that runs again on an operator's word starts a life of its own.
-        let is_first = open.attempts == 0 || matches!(terms, Terms::Reopens { .. });
+        let is_first = open.attempts == 0 || matches!(terms, Terms::Reopens { .. }) || open.is_unseen();
         if is_first {
             open.existing = existing.into();
         }
@@ -391,6 +392,16 @@ impl Fold {
 }
 
 impl Open {
+    /// Whether its next claim is to say which of its outputs are there: nothing of it has run as far as anybody may have.
+    #[must_use]
+    pub fn is_to_be_looked_at(&self) -> bool {
+        self.attempts == 0 || self.is_unseen()
+    }
+
+    fn is_unseen(&self) -> bool {
+        self.existing.contains(&UNSEEN)
+    }
+
     fn claimed(&self, owner: Owner, superseded: Option<Owner>) -> Claimed {
         Claimed {
             claim: owner.claim,
@@ -417,6 +428,7 @@ impl Hash for Fold {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::LOOKED_ELSEWHERE;
     use super::*;
 
     const NOW: u64 = 1_800_000_000_000;
@@ -678,6 +690,28 @@ mod tests {
         };
         let Effect::Claimed(second) = log.append(1, later).1 else { panic!() };
         assert_eq!(&*second.existing, &[2]);
+    }
+
+    #[test]
+    fn a_claim_that_could_not_tell_which_outputs_are_there_leaves_it_to_the_next() {
+        let mut log = Log::default();
+        log.renew(1);
+        let mut claimed = |existing: &[u16]| {
+            let record = Record::Claim {
+                job: job(),
+                digest: Digest::of(b"body"),
+                terms: Terms::Free,
+                existing: existing.to_vec(),
+                at: NOW,
+            };
+            let Effect::Claimed(claimed) = log.append(1, record).1 else { panic!() };
+            log.release(1, claimed.claim, Reason::Failed);
+            (claimed.attempt, claimed.existing.to_vec())
+        };
+        assert_eq!(claimed(&[1, UNSEEN]), (1, vec![1, UNSEEN]));
+        assert_eq!(claimed(&[UNSEEN]), (2, vec![UNSEEN]));
+        assert_eq!(claimed(&[2, LOOKED_ELSEWHERE]), (3, vec![2, LOOKED_ELSEWHERE]));
+        assert_eq!(claimed(&[UNSEEN]), (4, vec![2, LOOKED_ELSEWHERE]));
     }
 
     #[test]

@@ -28,6 +28,12 @@ const LARGEST_MESSAGE: usize = 64 * 1024;
 pub const MOST_RECORDS: usize = 256;
 /// The longest name of an instance, in bytes.
 const LONGEST_NAME: usize = 128;
+/// Among the indices of a claim: file systems other than those of the claimant's machine were looked at as well. Without it
+/// nobody knows what was there, as in claims of workers that cannot look.
+pub const LOOKED_ELSEWHERE: u16 = u16::MAX;
+/// Among the indices of a claim: some of the outputs could not be looked at. The claimant runs nothing, and what the next
+/// claim says takes the place of this.
+pub const UNSEEN: u16 = u16::MAX - 1;
 /// Times outside of the years 2020 to 2099 come from a clock that was never set, in milliseconds since 1970.
 const TIMES: std::ops::Range<u64> = 1_577_836_800_000..4_102_444_800_000;
 
@@ -168,7 +174,7 @@ pub enum Record {
         digest: Digest,
         /// On which condition.
         terms: Terms,
-        /// Which of the job's outputs, by their index, were there before.
+        /// Which of the job's outputs, by their index, were there before; also [`LOOKED_ELSEWHERE`] and [`UNSEEN`].
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         existing: Vec<u16>,
         /// When.
