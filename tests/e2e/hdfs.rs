@@ -1,11 +1,13 @@
-//! Files in a real HDFS: where training jobs leave theirs, where attachments come from, and what goes wrong there.
+//! Files in a real HDFS: where training jobs leave theirs, where attachments come from, what jobs read and write there by
+//! themselves, and what goes wrong.
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use spark_runtime_protocol::event::{Event, EventKind, FailureClass};
 use spark_runtime_tests::broker::Vhost;
 use spark_runtime_tests::cluster::{Cluster, Daemon, Part};
-use spark_runtime_tests::program::Worker;
+use spark_runtime_tests::jobs::{self, assets};
+use spark_runtime_tests::program::{Worker, hangs};
 
 use crate::attachments::{end_of, external, job, packed, said};
 use crate::training::{DELAYS, RETRY, training};
@@ -186,4 +188,258 @@ async fn a_job_that_meets_hdfs_in_safe_mode_or_away_is_tried_again_and_completes
     assert_eq!(end.kind(), Some(EventKind::Completed), "{end:?}");
     assert_eq!(cluster.hdfs_read(&format!("{folder}/away/model.txt")).unwrap(), b"x");
     worker.nothing_left().await;
+}
+
+/// A job whose model does what it is told, with external inputs and outputs at these places.
+fn reading_and_writing(id: &str, inputs: &[&str], outputs: &[&str], directives: &[&str]) -> Value {
+    let all = |urls: &[&str]| {
+        let external = |url: &&str| json!({"assetType": "EXTERNAL_FILE", "name": "n", "fileUrl": url, "fileFormat": "CSV"});
+        Value::Array(urls.iter().map(external).collect())
+    };
+    let mut job = jobs::job(id, directives);
+    job["inputData"] = all(inputs);
+    job["outputData"] = all(outputs);
+    job
+}
+
+fn told(event: &Event) -> String {
+    event.data.job_messages.as_ref().unwrap_or_else(|| panic!("{event:?}")).join("\n")
+}
+
+#[tokio::test]
+async fn inputs_that_are_not_there_are_named_at_once_before_anything_is_started() {
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs]).await;
+    let folder = folder(cluster, "read");
+    cluster.hdfs_write(&format!("{folder}/in.csv"), b"a\n1\n");
+    cluster.hdfs_write(&format!("{folder}/parts/part-0"), b"a\n1\n");
+    cluster.hdfs_write(&format!("{folder}/closed/file"), b"x");
+    cluster.hdfs("PUT", &format!("{folder}/closed"), "SETPERMISSION&permission=700");
+    let uri = cluster.setting("HDFS_URI");
+    let journal = tempfile::tempdir().unwrap();
+    let started = journal.path().join("started");
+    let mark = format!("write {} x", started.display());
+    // A file by three names, a folder, patterns, a list, what is hidden, and a store that nobody here knows.
+    let there = [
+        format!("{folder}/in.csv"),
+        format!("hdfs://{folder}/in.csv"),
+        format!("{uri}{folder}/in.csv"),
+        format!("{folder}/parts/"),
+        format!("{folder}/*.csv"),
+        format!("{folder}/{{in,out}}.csv"),
+        format!("{folder}/in.csv,{folder}/parts"),
+        format!("{folder}/closed/file"),
+        "gs://bucket/in.csv".to_owned(),
+    ];
+    let there: Vec<&str> = there.iter().map(String::as_str).collect();
+    let missing = [
+        format!("{folder}/gone.csv"),
+        format!("hdfs://{folder}/in.csv/below"),
+        format!("{uri}{folder}/none/*.csv"),
+        // On this machine it is there, and nobody has asked for it on this machine.
+        "/etc/passwd".to_owned(),
+        "file:///nowhere/at/all.csv".to_owned(),
+    ];
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    let mut job = reading_and_writing("read", &[&there[..], &missing[..]].concat(), &[], &[&mark, "exit 3"]);
+    assets(&mut job).push(external(&format!("hdfs://{folder}/weights"), "weights"));
+    let end = end_as_ann(cluster, &job.to_string());
+    assert_eq!(end.kind(), Some(EventKind::Rejected), "{end:?}");
+    let faults: Vec<String> = end.data.faults.unwrap().iter().map(ToString::to_string).collect();
+    let expected = [
+        format!("/inputData/9/fileUrl: {folder}/gone.csv is not there"),
+        format!(
+            "/inputData/10/fileUrl: hdfs://{folder}/in.csv/below cannot be there: {folder}/in.csv is a file, and no folder"
+        ),
+        format!(
+            "/inputData/11/fileUrl: {uri}{folder}/none/*.csv is not there, nor the folder that it leads to"
+        ),
+        "/inputData/12/fileUrl: /etc/passwd is not there".to_owned(),
+        "/inputData/13/fileUrl: file:///nowhere/at/all.csv is not there".to_owned(),
+        format!("/model/storedModel/modelAssets/1/fileUrl: hdfs://{folder}/weights is not there"),
+    ];
+    assert_eq!(faults, expected);
+    assert!(!started.exists());
+
+    // Without them it is run; what nobody could look for is told, since it fails.
+    let job = reading_and_writing("read", &there, &[], &[&mark, "exit 3"]);
+    let end = end_as_ann(cluster, &job.to_string());
+    assert_eq!(end.kind(), Some(EventKind::Failed), "{end:?}");
+    assert!(started.exists());
+    let told_all = told(&end);
+    let hidden = format!(
+        "an input was not looked for: {folder}/closed/file: HDFS denies it: Permission denied: user=ann"
+    );
+    assert!(told_all.contains(&hidden), "{told_all}");
+    assert!(
+        told_all.contains("an input was not looked for: gs://bucket/in.csv begins with \"gs\""),
+        "{told_all}"
+    );
+    let job = reading_and_writing("read", &there, &[], &["complete"]);
+    let end = end_as_ann(cluster, &job.to_string());
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{end:?}");
+    assert!(!told(&end).contains("not looked for"), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_record_models_missing_inputs_and_attachments_are_named_together() {
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs]).await;
+    let folder = folder(cluster, "records");
+    let url = |name: &str| format!("hdfs://{folder}/{name}");
+    let mut job = job(vec![external(&url("one"), "one"), external(&url("two"), "two")]);
+    let attachments = [1, 2].map(|index| format!("/model/storedModel/modelAssets/{index}/fileUrl"));
+    let pointers = |job: &Value| -> Vec<String> {
+        let faults = end_as_ann(cluster, &job.to_string()).data.faults.unwrap();
+        faults.into_iter().map(|fault| fault.pointer).collect()
+    };
+    assert_eq!(pointers(&job), attachments);
+    let input =
+        |url: &str| json!({"assetType": "EXTERNAL_FILE", "name": "n", "fileUrl": url, "fileFormat": "CSV"});
+    job["inputData"] = json!([input("file:///nowhere/in.csv"), input(&url("in.csv"))]);
+    let inputs = [0, 1].map(|index| format!("/inputData/{index}/fileUrl"));
+    assert_eq!(pointers(&job), [inputs, attachments].concat());
+}
+
+#[tokio::test]
+async fn a_worker_that_refuses_existing_outputs_looks_for_them_on_hdfs() {
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs]).await;
+    let folder = folder(cluster, "taken");
+    cluster.hdfs("PUT", &format!("{folder}/empty"), "MKDIRS");
+    cluster.hdfs_write(&format!("{folder}/closed/out"), b"x");
+    cluster.hdfs("PUT", &format!("{folder}/closed"), "SETPERMISSION&permission=700");
+    let outputs = [
+        format!("{folder}/new"),
+        format!("{folder}/empty"),
+        format!("hdfs://{folder}/closed/out"),
+        "gs://b/o".to_owned(),
+    ];
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let job = reading_and_writing("taken", &[], &outputs, &["complete"]);
+    let configuration = cluster.setting("HADOOP_CONF_DIR");
+    let environment = [("HADOOP_CONF_DIR", configuration.as_str()), ("HADOOP_USER_NAME", "ann")];
+    let end = end_of(&job, &["job.existing_outputs=refuse"], &environment);
+    let faults: Vec<String> = end.data.faults.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    let start = format!("/outputData/1/fileUrl: {folder}/empty exists already, and this worker refuses");
+    assert!(faults[0].starts_with(&start), "{faults:?}");
+    let start = format!(
+        "/outputData/2/fileUrl: hdfs://{folder}/closed/out: HDFS denies it: Permission denied: user=ann"
+    );
+    assert!(faults[1].starts_with(&start) && faults[1].contains("it may exist already"), "{faults:?}");
+    // One that does not refuse says what it does instead.
+    let end = end_of(&job, &[], &environment);
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{end:?}");
+    let told = told(&end);
+    assert!(
+        told.contains(&format!("the output {folder}/empty was there before; the model may overwrite it")),
+        "{told}"
+    );
+    assert!(
+        told.contains("/closed/out is hidden from the worker and taken for one that was there before"),
+        "{told}"
+    );
+    assert!(!told.contains("/new") && !told.contains("gs://"), "{told}");
+}
+
+#[tokio::test]
+async fn what_a_dead_attempt_left_on_hdfs_is_removed_and_what_was_there_before_is_not() {
+    let (cluster, _alone) = Cluster::alone(&[Part::Hdfs]).await;
+    let folder = folder(cluster, "left");
+    let mut place = Vhost::ready(&DELAYS).await;
+    let configuration = cluster.setting("HADOOP_CONF_DIR");
+    let user = Cluster::superuser();
+    let environment = [("HADOOP_CONF_DIR", configuration.as_str()), ("HADOOP_USER_NAME", user.as_str())];
+    let settings = [RETRY, "retry.max_attempts=1000"];
+    let uri = place.vhost.uri();
+    let first = Worker::start_knowing(&uri, &settings, &environment);
+
+    let counter = tempfile::tempdir().unwrap();
+    let counter = counter.path().join("counter");
+    cluster.hdfs_write(&format!("{folder}/old/part-0"), b"mine");
+    cluster.hdfs("PUT", &format!("{folder}/empty"), "MKDIRS");
+    let outputs = ["old", "empty", "new", "file"].map(|name| format!("{folder}/{name}"));
+    let named = format!("hdfs://{folder}/named");
+    let outputs: Vec<&str> = outputs.iter().chain([&named]).map(String::as_str).collect();
+    let hang = format!("times 1 {} hang", counter.display());
+    place.publish("left", reading_and_writing("left", &[], &outputs, &[&hang]).to_string()).await;
+    let accepted = place.heard("left", &[EventKind::Accepted]).await.data.message.unwrap();
+    let before = |name: &str| format!("the output {folder}/{name} was there before");
+    assert!(accepted.contains(&before("old")) && accepted.contains(&before("empty")), "{accepted}");
+    assert!(!accepted.contains("new") && !accepted.contains("named"), "{accepted}");
+    hangs(&counter).await;
+    // What the attempt writes: folders with a part, a file, and more of what was there.
+    for name in ["old/part-1", "empty/part-0", "new/_temporary/0/part-0", "file", "named/part-0"] {
+        cluster.hdfs_write(&format!("{folder}/{name}"), b"half");
+    }
+    // In safe mode nothing can be removed, and so the next attempt does not start.
+    let _ = cluster.admin(&["-safemode", "enter"]);
+    first.signal(Signal::SIGKILL);
+    let second = Worker::start_knowing(&uri, &settings, &environment);
+    let safe = message(&place.heard("left", &[EventKind::Retrying]).await);
+    let words = format!("what an earlier attempt left cannot be removed: {folder}/new: HDFS is in safe mode");
+    assert!(safe.starts_with(&words), "{safe}");
+    let _ = cluster.admin(&["-safemode", "leave"]);
+    let end = place.end_of("left").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{end:?}");
+    let told = told(&end);
+    for name in [format!("{folder}/new"), format!("{folder}/file"), named.clone()] {
+        assert!(told.contains(&format!("removed {name}, which an earlier attempt had left")), "{told}");
+    }
+    assert_eq!(cluster.hdfs_list(&folder), ["empty", "old"]);
+    assert_eq!(cluster.hdfs_list(&format!("{folder}/old")), ["part-0", "part-1"]);
+    assert_eq!(cluster.hdfs_read(&format!("{folder}/old/part-0")).unwrap(), b"mine");
+    assert_eq!(cluster.hdfs_list(&format!("{folder}/empty")), ["part-0"]);
+    second.nothing_left().await;
+}
+
+#[tokio::test]
+async fn while_nobody_can_tell_what_is_there_nothing_is_run_and_the_next_claim_tells_it() {
+    let (cluster, _alone) = Cluster::alone(&[Part::Hdfs]).await;
+    let folder = folder(cluster, "silent");
+    let mut place = Vhost::ready(&DELAYS).await;
+    let configuration = cluster.setting("HADOOP_CONF_DIR");
+    let user = Cluster::superuser();
+    let environment = [("HADOOP_CONF_DIR", configuration.as_str()), ("HADOOP_USER_NAME", user.as_str())];
+    let settings = [RETRY, "retry.max_attempts=1000"];
+    let uri = place.vhost.uri();
+    let first = Worker::start_knowing(&uri, &settings, &environment);
+    let directory = tempfile::tempdir().unwrap();
+    let counter = directory.path().join("counter");
+    cluster.hdfs_write(&format!("{folder}/old/part-0"), b"mine");
+    let outputs = ["old", "new"].map(|name| format!("{folder}/{name}"));
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let hang = format!("times 1 {} hang", counter.display());
+    let job = reading_and_writing("silent", &[], &outputs, &[&hang]);
+
+    // It takes connections and says nothing.
+    cluster.signal(Daemon::NameNode, Signal::SIGSTOP);
+    place.publish("silent", job.to_string()).await;
+    let retrying = place.heard("silent", &[EventKind::Retrying]).await;
+    cluster.signal(Daemon::NameNode, Signal::SIGCONT);
+    assert_eq!(retrying.data.attempt, 1);
+    let words = "nobody can tell which outputs are there already, and nothing is run until somebody can: ";
+    let silent = message(&retrying);
+    assert!(
+        silent.starts_with(words) && silent.contains(&format!("{folder}/old: no answer in time")),
+        "{silent}"
+    );
+    assert!(!counter.exists());
+
+    // The first attempt that runs knows what was there, and so does the one after its death.
+    let accepted = place.heard("silent", &[EventKind::Accepted]).await;
+    let note = accepted.data.message.unwrap();
+    assert!(accepted.data.attempt > 1 && !note.contains("/new"), "{note}");
+    assert!(note.contains(&format!("the output {folder}/old was there before")), "{note}");
+    hangs(&counter).await;
+    cluster.hdfs_write(&format!("{folder}/new/part-0"), b"half");
+    first.signal(Signal::SIGKILL);
+    let second = Worker::start_knowing(&uri, &settings, &environment);
+    let end = place.end_of("silent").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{end:?}");
+    assert!(
+        told(&end).contains(&format!("removed {folder}/new, which an earlier attempt had left")),
+        "{end:?}"
+    );
+    assert_eq!(cluster.hdfs_list(&folder), ["old"]);
+    assert_eq!(cluster.hdfs_read(&format!("{folder}/old/part-0")).unwrap(), b"mine");
+    second.nothing_left().await;
 }
