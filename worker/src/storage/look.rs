@@ -7,6 +7,7 @@
 //!
 //! This module must not know whose files these are.
 
+#[cfg(feature = "hdfs")]
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
