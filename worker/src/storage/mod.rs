@@ -17,15 +17,16 @@ mod url;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{Error, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt};
+use object_store::{Error, GetOptions, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt};
 
 use crate::config::Settings;
 
@@ -160,18 +161,19 @@ impl Storage {
     /// What the settings say. Touches nothing.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
-        let own = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let named = settings.spark.environment.get("HADOOP_CONF_DIR").map(|value| value.expose().to_owned());
-        let endpoints = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+        let endpoint = settings.storage.s3_endpoint.clone();
+        let endpoint = endpoint.map(|endpoint| endpoint.trim_end_matches('/').to_owned());
         Self {
-            s3_endpoint: settings
-                .storage
-                .s3_endpoint
-                .clone()
-                .or_else(|| endpoints.iter().find_map(|name| own(name)))
-                .map(|endpoint| endpoint.trim_end_matches('/').to_owned()),
-            hadoop: named.or_else(|| own("HADOOP_CONF_DIR")).map(PathBuf::from),
+            s3_endpoint: endpoint.or_else(endpoint_of_environment),
+            hadoop: named.or_else(|| variable("HADOOP_CONF_DIR")).map(PathBuf::from),
         }
+    }
+
+    /// What the environment says of S3, and Hadoop's configuration in `folder` of all else. Touches nothing.
+    #[must_use]
+    pub fn of_hadoop(folder: &std::path::Path) -> Self {
+        Self { s3_endpoint: endpoint_of_environment(), hadoop: Some(folder.to_owned()) }
     }
 
     /// The place that a `fileUrl` names: `/x` (in the file system that Hadoop's configuration names, else on this
@@ -265,6 +267,17 @@ impl Storage {
     }
 }
 
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Where S3 is, as its own programs would be told.
+fn endpoint_of_environment() -> Option<String> {
+    let endpoints = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+    let endpoint = endpoints.iter().find_map(|name| variable(name))?;
+    Some(endpoint.trim_end_matches('/').to_owned())
+}
+
 /// One file or folder, somewhere.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -351,6 +364,49 @@ impl Place {
             return Err(StorageError::TooLarge { url: self.url.clone(), most });
         }
         self.step(found.bytes()).await.map(Some)
+    }
+
+    /// A part of the file, which is a small one, from byte to byte.
+    ///
+    /// # Errors
+    /// [`StorageError`], also when the file is not that long.
+    pub async fn read_part(&self, part: Range<u64>) -> Result<Bytes, StorageError> {
+        let wanted = part.end.saturating_sub(part.start);
+        let bytes = self.step(self.store.get_range(&self.path, part)).await?;
+        if bytes.len() as u64 != wanted {
+            let reason = format!("{} of {wanted} bytes came", bytes.len());
+            return Err(StorageError::Failed { url: self.url.clone(), reason });
+        }
+        Ok(bytes)
+    }
+
+    /// A part of the file, of whatever size, in pieces as they come.
+    ///
+    /// # Errors
+    /// [`StorageError`]; the stream has them, too, and ends with one, also when the file is not that long.
+    pub async fn pieces(
+        &self,
+        part: Range<u64>,
+    ) -> Result<impl Stream<Item = Result<Bytes, StorageError>> + Send + 'static, StorageError> {
+        let wanted = part.end.saturating_sub(part.start);
+        let options = GetOptions { range: Some(part.into()), ..GetOptions::default() };
+        let found = self.step(self.store.get_opts(&self.path, options)).await?;
+        let left = (self.clone(), found.into_stream(), Some(wanted));
+        Ok(futures_util::stream::unfold(left, move |(place, mut stream, left)| async move {
+            let left = left?;
+            let fail = |reason| StorageError::Failed { url: place.url.clone(), reason };
+            let next = match tokio::time::timeout(STEP, stream.next()).await {
+                Err(_) => Err(place.stalled()),
+                Ok(None) if left == 0 => return None,
+                Ok(None) => Err(fail(format!("{left} of {wanted} bytes did not come"))),
+                Ok(Some(Err(error))) => Err(StorageError::of(&place.url, &error)),
+                Ok(Some(Ok(piece))) => match left.checked_sub(piece.len() as u64) {
+                    Some(left) => return Some((Ok(piece), (place, stream, Some(left)))),
+                    None => Err(fail(format!("more than {wanted} bytes came"))),
+                },
+            };
+            Some((next, (place, stream, None)))
+        }))
     }
 
     /// Copies the file into `to`; gives its size. Holds only a piece of it in memory.
@@ -550,6 +606,32 @@ mod tests {
         let copy = folder.path().join("copy");
         assert_eq!(place.download(File::create(&copy).unwrap(), u64::MAX).await.unwrap(), (6 << 20) + 3);
         assert!(std::fs::read(copy).unwrap().ends_with(b"end"));
+    }
+
+    #[tokio::test]
+    async fn a_part_of_a_file_comes_whole_or_with_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Storage::default().place(&format!("file://{}/numbers", folder.path().display())).unwrap();
+        assert!(matches!(place.read_part(0..1).await, Err(StorageError::NotThere { .. })));
+        let content: Vec<u8> = (0..300_000_u32).flat_map(u32::to_be_bytes).collect();
+        place.write(Bytes::from(content.clone())).await.unwrap();
+        assert_eq!(place.read_part(5..9).await.unwrap(), &content[5..9]);
+        assert!(place.read_part(1_199_999..1_200_001).await.is_err());
+        let collect = async |part| {
+            let mut pieces = Box::pin(place.pieces(part).await.unwrap());
+            let mut all = Vec::new();
+            while let Some(piece) = pieces.next().await {
+                match piece {
+                    Ok(piece) => all.extend_from_slice(&piece),
+                    Err(error) => return Err((all.len(), error.to_string())),
+                }
+            }
+            Ok(all)
+        };
+        assert_eq!(collect(7..1_100_000).await.unwrap(), &content[7..1_100_000]);
+        let (came, error) = collect(1_199_990..1_200_001).await.unwrap_err();
+        assert_eq!(came, 10);
+        assert!(error.ends_with("1 of 11 bytes did not come"), "{error}");
     }
 
     #[test]
