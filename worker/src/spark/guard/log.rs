@@ -27,7 +27,7 @@ pub struct LogSize {
 }
 
 /// A log that is being written.
-pub(super) struct Log {
+pub(in crate::spark) struct Log {
     path: PathBuf,
     /// Absent as long as there is nothing to write.
     head: Option<File>,
@@ -49,7 +49,7 @@ impl Log {
     ///
     /// # Errors
     /// There can be no such file.
-    pub(super) fn create(path: &Path, limit: u64) -> io::Result<Log> {
+    pub(in crate::spark) fn create(path: &Path, limit: u64) -> io::Result<Log> {
         let head = empty_old(path)?;
         let mut tail_path = OsString::from(path);
         tail_path.push(".tail");
@@ -70,7 +70,7 @@ impl Log {
     }
 
     /// Takes the next bytes of the stream.
-    pub(super) fn write(&mut self, bytes: &[u8]) {
+    pub(in crate::spark) fn write(&mut self, bytes: &[u8]) {
         self.produced += length_of(bytes);
         let room = usize::try_from(self.head_limit - self.head_length).unwrap_or(usize::MAX);
         let (for_head, for_tail) = bytes.split_at(bytes.len().min(room));
@@ -89,6 +89,12 @@ impl Log {
         if !for_tail.is_empty() {
             self.write_tail(for_tail);
         }
+    }
+
+    /// Counts the next bytes of a stream that nobody has to hand over, because the limit would leave them out anyway.
+    #[cfg(feature = "yarn")]
+    pub(in crate::spark) fn pass_over(&mut self, count: u64) {
+        self.produced += count;
     }
 
     fn head(&mut self) -> io::Result<&mut File> {
@@ -145,7 +151,7 @@ impl Log {
     }
 
     /// Puts the tail behind the head. When that does not work (the disk is full) the tail's own file stays.
-    pub(super) fn finish(mut self) -> LogSize {
+    pub(in crate::spark) fn finish(mut self) -> LogSize {
         let kept = self.head_length + self.tail_length;
         let left_out = self.produced.saturating_sub(kept + self.not_written);
         let size = LogSize { produced: self.produced, left_out, not_written: self.not_written };
@@ -275,6 +281,19 @@ mod tests {
                 LogSize { produced: produced as u64, left_out: left_out as u64, not_written: 0 }
             );
         }
+    }
+
+    #[cfg(feature = "yarn")]
+    #[test]
+    fn what_is_passed_over_is_counted_as_if_it_had_come() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("out");
+        let mut log = Log::create(&path, 11).expect("log");
+        log.write(b"first");
+        log.pass_over(1_000_000);
+        log.write(b"latest");
+        assert_eq!(log.finish(), LogSize { produced: 1_000_011, left_out: 1_000_000, not_written: 0 });
+        assert_eq!(fs::read(&path).expect("log"), b"first\n... 1000000 bytes left out ...\nlatest");
     }
 
     #[test]

@@ -44,7 +44,7 @@
 //! bounded size, and says how they ended.
 
 mod client;
-mod log;
+pub(in crate::spark) mod log;
 mod memory;
 mod process;
 mod server;
