@@ -3,6 +3,7 @@
 //! ```text
 //! addresses (yarn-site.xml) ──> ResourceManager ──┬──> look_twice: is there an application of the job already?
 //!                                                 ├──> Watch ──> Following, one for each application
+//!                                                 ├──> logs::fetch: what its driver wrote
 //!                                                 └──> end: kill it, and wait until it is over
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod end;
 pub mod find;
 pub mod follow;
 pub mod job_folder;
+pub mod logs;
 mod pack;
 mod reason;
 pub mod resource_manager;

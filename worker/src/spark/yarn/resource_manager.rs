@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -211,6 +211,66 @@ impl Report {
     }
 }
 
+/// How far YARN is with moving the logs of an application to where all of them are kept ("log aggregation"), in its words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum LogAggregation {
+    /// This cluster does not do that.
+    Disabled,
+    /// Not begun.
+    NotStart,
+    /// Under way.
+    Running,
+    /// Under way, and something failed on the way.
+    RunningWithFailure,
+    /// Done.
+    Succeeded,
+    /// Given up.
+    Failed,
+    /// Nobody has told the ResourceManager for long.
+    TimeOut,
+    /// A word that no ResourceManager of today says.
+    #[serde(other)]
+    Other,
+}
+
+/// What the ResourceManager knows of an application that bears on its logs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogReport {
+    /// As `application_1700000000000_0001`.
+    id: String,
+    /// Whom it belongs to.
+    #[serde(default)]
+    pub user: String,
+    /// Where it stands.
+    pub state: State,
+    /// How far its logs are. Not said before Hadoop 2.8.
+    #[serde(default)]
+    pub log_aggregation_status: Option<LogAggregation>,
+}
+
+/// One attempt of YARN's at an application: one launch of its master, which in cluster mode is the driver.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Which one, from 1.
+    #[serde(default)]
+    pub id: u32,
+    /// The master's container, as `container_1700000000000_0001_01_000001`; empty when it got none.
+    #[serde(default)]
+    pub container_id: String,
+    /// The web interface of the NodeManager that has the container, as `host:8042`.
+    #[serde(default)]
+    pub node_http_address: String,
+    /// The NodeManager itself, as `host:45454`.
+    #[serde(default)]
+    pub node_id: String,
+    /// Where a browser finds the container's logs.
+    #[serde(default)]
+    pub logs_link: String,
+}
+
 /// The answer to a question about many applications.
 #[derive(Debug, Deserialize)]
 struct Listing {
@@ -228,18 +288,36 @@ struct One {
     app: Report,
 }
 
-/// How a ResourceManager refuses.
 #[derive(Debug, Deserialize)]
-struct Refusal {
-    #[serde(rename = "RemoteException")]
-    exception: RemoteException,
+struct OneOfLogs {
+    app: LogReport,
 }
 
 #[derive(Debug, Deserialize)]
-struct RemoteException {
-    exception: String,
+#[serde(rename_all = "camelCase")]
+struct AttemptListing {
+    app_attempts: Option<Attempts>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Attempts {
     #[serde(default)]
-    message: String,
+    app_attempt: Vec<Attempt>,
+}
+
+/// How a ResourceManager refuses, or a NodeManager.
+#[derive(Debug, Deserialize)]
+pub(super) struct Refusal {
+    #[serde(rename = "RemoteException")]
+    pub(super) exception: RemoteException,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RemoteException {
+    pub(super) exception: String,
+    #[serde(default)]
+    pub(super) message: String,
 }
 
 /// What came of asking one address.
@@ -348,6 +426,37 @@ impl ResourceManager {
     pub fn page_of(&self, id: &str) -> Option<String> {
         let address = self.addresses.get(self.active.load(Ordering::Relaxed))?;
         Some(format!("{}/cluster/app/{}", address.as_str().trim_end_matches('/'), segment(id)))
+    }
+
+    /// What bears on the logs of one application; `None` when the ResourceManager says that there is no such application,
+    /// or not any more.
+    ///
+    /// # Errors
+    /// [`ResourceManagerError`]; then nothing is known about it.
+    pub async fn logs(&self, id: &str) -> Result<Option<LogReport>, ResourceManagerError> {
+        let path = format!("ws/v1/cluster/apps/{}", segment(id));
+        let question = Question { method: Method::GET, path: &path, query: &[], body: None };
+        let one: Option<OneOfLogs> = self.ask(&question).await?;
+        Ok(one.map(|one| one.app).filter(|app| app.id == id))
+    }
+
+    /// The attempts at one application, in no order; none when the ResourceManager does not know it.
+    ///
+    /// # Errors
+    /// [`ResourceManagerError`]; then nothing is known about them.
+    pub async fn attempts(&self, id: &str) -> Result<Vec<Attempt>, ResourceManagerError> {
+        let path = format!("ws/v1/cluster/apps/{}/appattempts", segment(id));
+        let question = Question { method: Method::GET, path: &path, query: &[], body: None };
+        let listing: Option<AttemptListing> = self.ask(&question).await?;
+        Ok(listing.and_then(|listing| listing.app_attempts).unwrap_or_default().app_attempt)
+    }
+
+    /// Begins a question to another daemon of the cluster, which may take `bound` in all, and gets no redirect followed.
+    pub(super) fn get_elsewhere(&self, mut url: Url, bound: Duration) -> RequestBuilder {
+        if let Some(user) = &self.user {
+            url.query_pairs_mut().append_pair("user.name", user);
+        }
+        self.client.get(url).timeout(bound)
     }
 
     /// Asks for the end of an application; that it is over is known when [`application`](Self::application) says so.
@@ -552,12 +661,12 @@ fn portions<'a>(tags: &'a [&'a str]) -> Vec<&'a [&'a str]> {
 }
 
 /// A text as one step of a path: an id is given by others, and must not lead elsewhere.
-fn segment(id: &str) -> String {
+pub(super) fn segment(id: &str) -> String {
     id.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
 }
 
 /// An error of the client and what lies behind it, without the address, which is told anyway.
-fn with_causes(error: &reqwest::Error) -> String {
+pub(super) fn with_causes(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
@@ -566,7 +675,7 @@ fn with_causes(error: &reqwest::Error) -> String {
 }
 
 /// Words as one line that can be read.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     let line = words.join(" ");
     match line.char_indices().nth(LONGEST_WORDS) {
