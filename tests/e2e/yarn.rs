@@ -1,5 +1,6 @@
 //! A real YARN: jobs whose executors run there, and what its ResourceManager knows of applications.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use spark_runtime_worker::spark::yarn::configuration::addresses;
 use spark_runtime_worker::spark::yarn::end::{Ended, Patience, end};
 use spark_runtime_worker::spark::yarn::find::{Found, look_twice};
 use spark_runtime_worker::spark::yarn::follow::{Following, Pace, Sight, Watch};
+use spark_runtime_worker::spark::yarn::logs::{Bounds, DriverLog, Kept, Outcome, Source, fetch};
 use spark_runtime_worker::spark::yarn::resource_manager::{Report, ResourceManager, Standing};
 
 use crate::spark::{DELAYS, Parts, spark_job};
@@ -239,4 +241,153 @@ async fn applications_of_a_real_yarn_are_found_by_their_tags_followed_and_ended(
     assert_eq!(end(watch.cluster(), &never, patience).await, Ok(Ended::Unknown));
     assert_eq!(watch.cluster().application(&never).await, Ok(None));
     assert_eq!(watch.cluster().application("nonsense").await, Ok(None));
+}
+
+/// Fetches the logs of an application's driver; gives what was told, standard output and standard error.
+async fn logs(cluster: &Cluster, id: &str, bounds: Bounds) -> (DriverLog, Vec<u8>, Vec<u8>) {
+    let configuration = cluster.setting("HADOOP_CONF_DIR");
+    let configuration = Path::new(&configuration);
+    let client =
+        ResourceManager::new(&addresses(configuration).unwrap(), Some(&Cluster::superuser())).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let told = fetch(&client, configuration, id, folder.path(), bounds).await;
+    let read = |name| fs::read(folder.path().join(name)).unwrap_or_default();
+    let (output, error) = (read("stdout.log"), read("stderr.log"));
+    let names = ["stderr.log", "stdout.log"];
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!(names.iter().any(|known| name == *known), "nothing else is left: {name:?}");
+    }
+    (told, output, error)
+}
+
+fn kept(outcome: &Outcome) -> &Kept {
+    if let Outcome::Kept(kept) = outcome { kept } else { panic!("{outcome:?}") }
+}
+
+/// A command whose output goes where a driver's goes.
+fn logged(command: &str) -> String {
+    format!("({command}) 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr")
+}
+
+async fn until_over(cluster: &Cluster, id: &str) {
+    spark_runtime_tests::until("the application's end", async || {
+        let answer = cluster.yarn(&format!("/ws/v1/cluster/apps/{id}"));
+        ["FINISHED", "FAILED", "KILLED"].contains(&answer["app"]["state"].as_str().unwrap()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_driver_writes_on_a_real_yarn_is_fetched_from_its_node_while_it_runs_and_after() {
+    let (cluster, _calm) = Cluster::shared(&[Part::Yarn]).await;
+    let place = tempfile::tempdir().unwrap();
+    let go_on = place.path().join("go-on");
+    let command = format!(
+        "echo out; printf 'err\\377' >&2; until [ -e {} ]; do sleep 0.1; done; seq 1 10000; exit 3",
+        go_on.display()
+    );
+    let id = cluster.yarn_submit(&[], &logged(&command));
+    let (told, output, error) = spark_runtime_tests::until("the first lines", async || {
+        let fetched = logs(cluster, &id, Bounds::default()).await;
+        (!fetched.2.is_empty()).then_some(fetched)
+    })
+    .await;
+    assert_eq!((output.as_slice(), error.as_slice()), (b"out\n".as_slice(), b"err\xff".as_slice()));
+    let Kept { from: Source::NodeManager(address), name, size, broken_off: None } = kept(&told.error) else {
+        panic!("{told:?}")
+    };
+    assert!(address.starts_with("http://") && name == "stderr", "{told:?}");
+    assert_eq!((size.produced, size.left_out), (4, 0));
+
+    fs::write(&go_on, "").unwrap();
+    until_over(cluster, &id).await;
+    let whole = format!("out\n{}", (1..=10_000).map(|line| format!("{line}\n")).collect::<String>());
+    let (told, output, error) = logs(cluster, &id, Bounds::default()).await;
+    assert_eq!(String::from_utf8(output).unwrap(), whole);
+    assert_eq!(error, b"err\xff");
+    assert_eq!(kept(&told.output).size.produced, whole.len() as u64);
+    // Of one that is too long no more than its head and its tail is fetched.
+    let bounds = Bounds { bytes: 101, ..Bounds::default() };
+    let (told, output, _) = logs(cluster, &id, bounds).await;
+    let (head, tail) = (&whole[..50], &whole[whole.len() - 51..]);
+    let left_out = whole.len() - 101;
+    assert_eq!(
+        String::from_utf8(output).unwrap(),
+        format!("{head}\n... {left_out} bytes left out ...\n{tail}")
+    );
+    let Kept { size, broken_off: None, .. } = kept(&told.output) else { panic!("{told:?}") };
+    assert_eq!((size.produced, size.left_out), (whole.len() as u64, left_out as u64));
+
+    // What has no standard output and error, as if it had never begun, and what is not there.
+    let silent = cluster.yarn_submit(&[], "exit 7");
+    until_over(cluster, &silent).await;
+    let never = format!("{}9999", &id[..id.len() - 4]);
+    for (id, reason) in [
+        (&silent, " has no stdout of it; this cluster does not aggregate logs"),
+        (&never, ": the ResourceManager knows of no such application"),
+    ] {
+        let (told, ..) = logs(cluster, id, Bounds::default()).await;
+        let Outcome::Missing(words) = &told.output else { panic!("{told:?}") };
+        assert!(words.ends_with(reason), "{words}");
+    }
+}
+
+/// A cluster of one test, gone with it.
+struct Own(Cluster);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.0.remove();
+    }
+}
+
+#[tokio::test]
+async fn what_a_driver_wrote_on_a_real_yarn_is_fetched_from_where_its_logs_are_moved() {
+    let place = tempfile::tempdir().unwrap();
+    let cluster = tokio::task::spawn_blocking(move || {
+        let own = Own(Cluster::at(place.path().canonicalize().unwrap().join("cluster")).aggregating_logs());
+        own.0.up(&[Part::Hdfs]);
+        own.0.up(&[Part::Hdfs, Part::Yarn]);
+        (own, place)
+    })
+    .await
+    .unwrap();
+    let Own(cluster) = &cluster.0;
+    // More than one chunk and one block of HDFS; the bytes are such that each place can be told from the others.
+    let command = "seq 1 1000000; printf 'err\\377' >&2; exit 3";
+    let id = cluster.yarn_submit(&[], &logged(command));
+    let whole: String = (1..=1_000_000).map(|line| format!("{line}\n")).collect();
+    until_over(cluster, &id).await;
+    // At once, while they are still on their way or not.
+    let (told, output, error) = logs(cluster, &id, Bounds::default()).await;
+    assert!(kept(&told.output).broken_off.is_none() && output == whole.as_bytes(), "{told:?}");
+    assert_eq!(error, b"err\xff", "{told:?}");
+    spark_runtime_tests::until("the logs are moved", async || {
+        let answer = cluster.yarn(&format!("/ws/v1/cluster/apps/{id}"));
+        (answer["app"]["logAggregationStatus"] == "SUCCEEDED").then_some(())
+    })
+    .await;
+    let (told, output, error) = logs(cluster, &id, Bounds::default()).await;
+    assert!(output == whole.as_bytes() && error == b"err\xff", "{told:?}");
+    let Kept { from: Source::Aggregated(url), size, broken_off: None, .. } = kept(&told.output) else {
+        panic!("{told:?}")
+    };
+    let folder =
+        format!("/tmp/logs/{}/bucket-logs-tfile/{}/{id}/", Cluster::superuser(), &id[id.len() - 4..]);
+    assert!(url.starts_with(&folder), "{url}");
+    assert_eq!(size.produced, whole.len() as u64);
+    let (told, output, _) = logs(cluster, &id, Bounds { bytes: 101, ..Bounds::default() }).await;
+    let (head, tail) = (&whole[..50], &whole[whole.len() - 51..]);
+    assert_eq!(
+        String::from_utf8(output).unwrap(),
+        format!("{head}\n... {} bytes left out ...\n{tail}", whole.len() - 101),
+        "{told:?}"
+    );
+    // What never had a standard output has none here either.
+    let silent = cluster.yarn_submit(&[], "exit 7");
+    until_over(cluster, &silent).await;
+    let (told, ..) = logs(cluster, &silent, Bounds::default()).await;
+    let Outcome::Missing(words) = &told.output else { panic!("{told:?}") };
+    assert!(words.ends_with(" has no more of it"), "{words}");
 }

@@ -70,6 +70,7 @@ impl Daemon {
 #[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
+    aggregates_logs: bool,
     settings: Mutex<HashMap<String, String>>,
 }
 
@@ -120,7 +121,13 @@ impl Cluster {
     /// A cluster in a folder of the caller's choice, of which nothing is started yet.
     #[must_use]
     pub fn at(directory: PathBuf) -> Self {
-        Self { directory, settings: Mutex::default() }
+        Self { directory, aggregates_logs: false, settings: Mutex::default() }
+    }
+
+    /// The same, whose YARN moves the logs of an application that is over into HDFS; HDFS is to be started first.
+    #[must_use]
+    pub fn aggregating_logs(self) -> Self {
+        Self { aggregates_logs: true, ..self }
     }
 
     /// Starts what is not running of some parts. Two callers at once do not disturb each other.
@@ -146,6 +153,9 @@ impl Cluster {
         command.arg(verb).arg(&self.directory);
         if !words.is_empty() {
             command.args(["--only", &words.join(",")]);
+        }
+        if verb == "up" && self.aggregates_logs {
+            command.arg("--aggregate-logs");
         }
         if let Some(home) = std::env::var_os("SPARK_RUNTIME_TEST_SPARK_HOME") {
             command.env("SPARK_HOME", home);
