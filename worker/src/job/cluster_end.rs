@@ -252,7 +252,8 @@ mod tests {
             starter: "spark-submit",
         };
         let started = report.is_some();
-        let ending = Ending { report, report_came_first: true, started, unreadable: None, outcome };
+        let ending =
+            Ending { report, report_came_first: true, started, unreadable: None, unlogged: None, outcome };
         let waited_for = Some("a_1 in the queue \"q\" of YARN".to_owned());
         judge(Tracked { ending, cut, waited_for }, &job, &limits)
     }
@@ -296,6 +297,7 @@ mod tests {
             report_came_first: true,
             started: true,
             unreadable: None,
+            unlogged: None,
             outcome: outcome(),
         };
         let by = ended_by(&Tracked { ending, cut: None, waited_for: None });

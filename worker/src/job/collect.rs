@@ -23,10 +23,10 @@ use super::submit::{plain, stopped};
 use super::track::{Cut, Tracked};
 use super::{Completion, Context, Course, End, StopReason, cluster_end, in_words, kept_directory};
 use crate::config::Keep;
-use crate::spark::Outcome;
 use crate::spark::client_mode::{STANDARD_ERROR, STANDARD_OUTPUT};
 use crate::spark::guard::{Exit, ExitStatus};
 use crate::spark::report::{AtRecord, FailureKind, Word};
+use crate::spark::{DRIVER_LOGS, Outcome};
 
 /// The exit code of a driver that cannot reach the worker.
 const DRIVER_CUT_OFF: i32 = 70;
@@ -50,6 +50,9 @@ pub async fn collect(
     course: &mut Course,
 ) -> End {
     course.ended_by = cluster_end::ended_by(&tracked);
+    if let Some(reason) = &tracked.ending.unlogged {
+        course.notes.push(format!("there is no log of the driver: {reason}"));
+    }
     let limits = Limits {
         pending_timeout: in_words(context.settings.job.pending_timeout),
         submit_timeout: in_words(context.settings.job.submit_timeout),
@@ -102,15 +105,22 @@ pub async fn collect(
         }
         Verdict::Failed { mut failure, may_pass } => {
             let tail = context.settings.log.tail;
-            let logs = [STANDARD_ERROR, STANDARD_OUTPUT].map(|name| staged.directory.join(name));
+            // What the driver wrote where it ran says more than what its launcher did.
+            let logs = [DRIVER_LOGS, ""].map(|folder| staged.directory.join(folder));
+            let logs = logs.map(|folder| [STANDARD_ERROR, STANDARD_OUTPUT].map(|name| folder.join(name)));
             let found = tokio::task::spawn_blocking(move || {
-                logs.iter().map(|log| log_tail(log, tail)).find(|tail| !tail.is_empty())
+                let mut all = logs.into_iter().flatten();
+                all.find_map(|log| Some((log_tail(&log, tail), log)).filter(|(tail, _)| !tail.is_empty()))
             });
-            failure.log_tail = found.await.ok().flatten();
+            let found = found.await.ok().flatten();
+            let log = found.as_ref().map(|(_, log)| log.clone());
+            failure.log_tail = found.map(|(tail, _)| tail);
             if context.settings.job.keep != Keep::Never
                 && let Some(kept) = kept_directory(context, &staged.directory)
             {
-                failure.log = Some(format!("{}:{}", host(), kept.join(STANDARD_ERROR).display()));
+                let log = log.unwrap_or_else(|| staged.directory.join(STANDARD_ERROR));
+                let inside = log.strip_prefix(&staged.directory).unwrap_or(Path::new(STANDARD_ERROR));
+                failure.log = Some(format!("{}:{}", host(), kept.join(inside).display()));
             }
             End::Failed { failure, may_pass }
         }
@@ -472,7 +482,14 @@ mod tests {
             stdout: LogSize::default(),
             stderr: LogSize::default(),
         };
-        Ending { report, report_came_first: true, started, unreadable: None, outcome: Outcome::Process(exit) }
+        Ending {
+            report,
+            report_came_first: true,
+            started,
+            unreadable: None,
+            unlogged: None,
+            outcome: Outcome::Process(exit),
+        }
     }
 
     fn verdict(ending: Ending, cut: Option<Cut>) -> Verdict {

@@ -408,6 +408,7 @@ impl ClientApplication {
             report: self.report.take(),
             started: self.started,
             unreadable: self.unreadable.take(),
+            unlogged: None,
             outcome: Outcome::Process(exit),
         }))
     }

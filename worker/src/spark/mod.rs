@@ -25,6 +25,9 @@ use guard::{BootTime, Exit};
 use report::Word;
 use spark_runtime_protocol::event::Way;
 
+/// Where what a driver wrote elsewhere is put, in the attempt's directory, by the names of the logs of one that runs here.
+pub const DRIVER_LOGS: &str = "driver";
+
 /// A future of a back end, boxed so that back ends can be chosen at run time.
 pub type Awaited<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -171,6 +174,8 @@ pub struct Ending {
     pub started: bool,
     /// Why the driver's words could not be read, if so.
     pub unreadable: Option<String>,
+    /// Why there is no log of a driver that was elsewhere, if so.
+    pub unlogged: Option<String>,
     /// What ended, and how.
     pub outcome: Outcome,
 }

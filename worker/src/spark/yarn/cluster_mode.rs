@@ -28,16 +28,17 @@ use super::end::{EndError, Ended, Patience, end};
 use super::find::{Found, job_tag, launch_tag, look};
 use super::follow::{Following, Pace, Sight, Watch};
 use super::job_folder::{FolderError, JobFolder, LastWord, Stage};
+use super::logs::{self, Bounds};
 use super::pack::{ARCHIVE, UNPACKED, pack, uri};
 use super::reason::cause;
 use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Standing};
-use crate::config::{Settings, YarnSettings};
+use crate::config::{Keep, Settings, YarnSettings};
 use crate::spark::argv::Sent;
 use crate::spark::client_mode::{ClientMode, Launcher};
 use crate::spark::guard::{Exit, Running};
 use crate::spark::{
-    Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, Ending, Identity, Mode,
-    Outcome, Sought, Submission, SubmitError,
+    Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
+    Identity, Mode, Outcome, Sought, Submission, SubmitError,
 };
 use crate::storage::Storage;
 
@@ -59,12 +60,25 @@ pub struct ClusterMode {
     launcher: Arc<ClientMode>,
     storage: Storage,
     settings: YarnSettings,
+    logs: LogWishes,
     /// Made with the first job that needs it.
     cluster: Mutex<Option<Arc<Cluster>>>,
 }
 
+/// What is wanted of the logs of drivers.
+#[derive(Debug, Clone, Copy)]
+struct LogWishes {
+    /// How much is kept of each, in bytes.
+    bytes: u64,
+    /// Those of drivers that did well are wanted, too.
+    always: bool,
+}
+
 /// One YARN and its HDFS.
 struct Cluster {
+    /// Hadoop's configuration.
+    configuration: PathBuf,
+    logs: LogWishes,
     watch: Watch,
     storage: Storage,
     folder: String,
@@ -103,6 +117,7 @@ impl ClusterMode {
             launcher,
             storage: Storage::of(settings),
             settings: settings.yarn.clone(),
+            logs: LogWishes { bytes: settings.log.limit, always: settings.job.keep == Keep::Always },
             cluster: Mutex::default(),
         }
     }
@@ -140,6 +155,8 @@ impl ClusterMode {
             storage: self.storage.clone(),
             folder: self.settings.folder.clone().unwrap_or_else(|| format!("/user/{user}/.spark-runtime")),
             settings: self.settings.clone(),
+            configuration: folder,
+            logs: self.logs,
         });
         *known = Some(cluster.clone());
         Ok(cluster)
@@ -639,6 +656,7 @@ impl ClusterApplication {
             report_came_first: true,
             started: self.has_started,
             unreadable: None,
+            unlogged: None,
             outcome: Outcome::Left,
         }))
     }
@@ -674,6 +692,13 @@ impl ClusterApplication {
             Ok(word) => (word, None),
             Err(trouble) => (None, Some(trouble.words)),
         };
+        let did_well = over.as_ref().is_some_and(|report| report.standing() == Standing::Succeeded);
+        let mut unlogged = None;
+        if let Some(report) = over.as_ref().or(self.known.as_ref())
+            && (self.cluster.logs.always || !did_well || word.is_none())
+        {
+            unlogged = self.fetch_logs(&report.id).await;
+        }
         let outcome = match (over, self.lost.clone()) {
             (Some(report), _) => Outcome::Cluster(ClusterEnd {
                 verdict: match report.standing() {
@@ -694,8 +719,24 @@ impl ClusterApplication {
             report: word.map(|word| word.word),
             report_came_first: true,
             unreadable,
+            unlogged,
             outcome,
         }))
+    }
+
+    /// Brings the driver's log here; gives in words why there is none, if so.
+    async fn fetch_logs(&self, id: &str) -> Option<String> {
+        let folder = self.directory.join(DRIVER_LOGS);
+        if let Err(error) = make(&folder) {
+            return Some(error.to_string());
+        }
+        let bounds = Bounds { bytes: self.cluster.logs.bytes, ..Bounds::default() };
+        let cluster = self.cluster.resource_manager();
+        let log = logs::fetch(cluster, &self.cluster.configuration, id, &folder, bounds).await;
+        match (log.error, log.output) {
+            (logs::Outcome::Missing(words), logs::Outcome::Missing(_)) => Some(words),
+            _ => None,
+        }
     }
 
     /// What the driver left, its files brought to where they would be on this machine.
@@ -714,6 +755,7 @@ fn never_accepted(exit: Exit) -> Change {
         report_came_first: true,
         started: false,
         unreadable: None,
+        unlogged: None,
         outcome: Outcome::NeverAccepted(exit),
     }))
 }
