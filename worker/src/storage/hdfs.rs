@@ -14,13 +14,8 @@ use crate::hadoop::Configuration;
 /// may take, so that nobody would be told what is wrong.
 const ATTEMPTS: (&str, &str) = ("dfs.client.failover.max.attempts", "5");
 
-/// The store behind `authority` (`hdfs://name-node:port`, or nothing for that of the configuration in `folder`).
-pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Arc<dyn ObjectStore>, String> {
-    Ok(Arc::new(HdfsObjectStore::new(client(authority, folder)?)))
-}
-
-/// The same without the store: what a store of objects has no word for, as folders.
-pub(super) fn client(authority: &str, folder: Option<&Path>) -> Result<Client, String> {
+/// The client of `authority` (`hdfs://name-node:port`, or nothing for that of the configuration in `folder`).
+pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Client, String> {
     let mut builder = ClientBuilder::new();
     // Without a runtime of its own to make, the client costs no thread.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -44,6 +39,44 @@ pub(super) fn client(authority: &str, folder: Option<&Path>) -> Result<Client, S
         _ => format!("is on HDFS, whose configuration does not do (HADOOP_CONF_DIR): {error}"),
     };
     builder.build().map_err(unusable)
+}
+
+/// The store that a client goes to.
+pub(super) fn store(client: Client) -> Arc<dyn ObjectStore> {
+    Arc::new(HdfsObjectStore::new(client))
+}
+
+/// The path on HDFS that one of the store stands for.
+pub(super) fn absolute(path: &object_store::path::Path) -> String {
+    format!("/{path}")
+}
+
+/// An error of the client, as the store would give it.
+fn of_store(error: HdfsError) -> Error {
+    Error::Generic { store: "HDFS", source: Box::new(error) }
+}
+
+/// Makes a folder and those that lead to it, which others may go through; those that are there stay as they are.
+pub(super) async fn make_folder(client: &Client, path: &str) -> Result<(), Error> {
+    client.mkdirs(path, 0o755, true).await.map_err(of_store)
+}
+
+/// Lets everybody read a file.
+pub(super) async fn open_to_all(client: &Client, path: &str) -> Result<(), Error> {
+    client.set_permission(path, 0o644).await.map_err(of_store)
+}
+
+/// The file, or the first folder that leads to it, that others than its owner and its group cannot read or go through.
+pub(super) async fn closed_to_others(client: &Client, path: &str) -> Result<Option<String>, Error> {
+    let folders = path.match_indices('/').map(|(end, _)| if end == 0 { "/" } else { &path[..end] });
+    for folder in folders {
+        let status = client.get_file_info(folder).await.map_err(of_store)?;
+        if status.permission & 0o001 == 0 {
+            return Ok(Some(folder.to_owned()));
+        }
+    }
+    let status = client.get_file_info(path).await.map_err(of_store)?;
+    Ok((status.permission & 0o004 == 0).then(|| path.to_owned()))
 }
 
 /// `fs.defaultFS` in a folder with Hadoop's configuration, when it is one to go to.

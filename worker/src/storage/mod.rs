@@ -10,6 +10,7 @@
 #[cfg(feature = "hdfs")]
 mod hdfs;
 mod look;
+pub mod once;
 #[cfg(feature = "s3")]
 mod s3;
 mod url;
@@ -187,10 +188,16 @@ impl Storage {
         let location = self.location(url).map_err(refused)?;
         let path =
             Path::parse(location.path.trim_matches('/')).map_err(|error| refused(error.to_string()))?;
+        #[cfg(feature = "hdfs")]
+        let mut client = None;
         let store: Arc<dyn ObjectStore> = match location.scheme {
             Scheme::Local => Arc::new(LocalFileSystem::new().with_fsync(true)),
             #[cfg(feature = "hdfs")]
-            Scheme::Hdfs => hdfs::open(&location.authority, self.hadoop.as_deref()).map_err(refused)?,
+            Scheme::Hdfs => {
+                let opened = hdfs::open(&location.authority, self.hadoop.as_deref()).map_err(refused)?;
+                client = Some(opened.clone());
+                hdfs::store(opened)
+            }
             #[cfg(not(feature = "hdfs"))]
             Scheme::Hdfs => {
                 return Err(refused("is on HDFS, which this program was built without".to_owned()));
@@ -201,7 +208,14 @@ impl Storage {
             Scheme::S3 => return Err(refused("is on S3, which this program was built without".to_owned())),
         };
         let url = url.trim_end_matches('/').to_owned();
-        Ok(Place { store, scheme: location.scheme, path, url })
+        Ok(Place {
+            store,
+            #[cfg(feature = "hdfs")]
+            hdfs: client,
+            scheme: location.scheme,
+            path,
+            url,
+        })
     }
 
     /// The same URL with its file system, where that is not this machine's and not named in it.
@@ -233,21 +247,28 @@ impl Storage {
     }
 
     /// `fs.defaultFS` of Hadoop's configuration, when there is one and it is not this machine's.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, as the end of a sentence.
     #[cfg(feature = "hdfs")]
-    fn default_file_system(&self) -> Result<Option<String>, String> {
+    pub fn default_file_system(&self) -> Result<Option<String>, String> {
         match &self.hadoop {
             Some(folder) => hdfs::default_file_system(folder),
             None => Ok(None),
         }
     }
 
+    /// None: this program was built without HDFS.
+    ///
+    /// # Errors
+    /// None.
     #[cfg(not(feature = "hdfs"))]
     #[expect(
         clippy::unused_self,
         clippy::unnecessary_wraps,
         reason = "as the one that reads the configuration"
     )]
-    fn default_file_system(&self) -> Result<Option<String>, String> {
+    pub fn default_file_system(&self) -> Result<Option<String>, String> {
         Ok(None)
     }
 
@@ -282,6 +303,9 @@ fn endpoint_of_environment() -> Option<String> {
 #[derive(Debug, Clone)]
 pub struct Place {
     store: Arc<dyn ObjectStore>,
+    /// For what only HDFS has, where it is there.
+    #[cfg(feature = "hdfs")]
+    hdfs: Option<hdfs_native::Client>,
     scheme: Scheme,
     path: Path,
     url: String,
@@ -311,7 +335,21 @@ impl Place {
         let path =
             self.path.parts().chain(below.parts()).map(|part| part.as_ref().to_owned()).collect::<Vec<_>>();
         let path = Path::parse(path.join("/")).map_err(|error| refused(error.to_string()))?;
-        Ok(Self { store: self.store.clone(), scheme: self.scheme, path, url })
+        Ok(Self { path, url, ..self.clone() })
+    }
+
+    /// What lies beside this place under another name; with an empty name, the folder.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`] when the name cannot be one there.
+    fn sibling(&self, name: &str) -> Result<Self, StorageError> {
+        let parts: Vec<_> = self.path.parts().map(|part| part.as_ref().to_owned()).collect();
+        let folder = parts.split_last().map_or("".into(), |(_, folder)| folder.join("/"));
+        let path = Path::parse(format!("{folder}/{name}").trim_matches('/'))
+            .map_err(|error| StorageError::of(&self.url, &error.into()))?;
+        let folder = self.url.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let url = format!("{folder}/{name}").trim_end_matches('/').to_owned();
+        Ok(Self { path, url, ..self.clone() })
     }
 
     /// How many bytes the file has; `None` when there is none.
@@ -499,13 +537,7 @@ impl Place {
                     _ => Ok(()),
                 }
             }
-            Scheme::Hdfs => {
-                let parts: Vec<_> = self.path.parts().map(|part| part.as_ref().to_owned()).collect();
-                let folder = parts[..parts.len() - 1].join("/");
-                let path = Path::parse(format!("{folder}/.{name}.tmp.1"))
-                    .map_err(|error| StorageError::of(&self.url, &error.into()))?;
-                Self { path, ..self.clone() }.remove().await
-            }
+            Scheme::Hdfs => self.sibling(&format!(".{name}.tmp.1"))?.remove().await,
             Scheme::S3 => Ok(()),
         }
     }
