@@ -47,7 +47,7 @@ const DEFAULT_JAVA_OPTIONS: &str = "spark.driver.defaultJavaOptions";
 /// Options of the driver's JVM. A JVM that is told two collectors does not start.
 const JAVA_OPTIONS: &str = "spark.driver.extraJavaOptions";
 /// Where a JVM finds options besides.
-const JAVA_VARIABLES: [&str; 4] =
+pub(super) const JAVA_VARIABLES: [&str; 4] =
     ["SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"];
 
 /// What goes to where a job runs, beside what it sends there itself. Each name is as spark-submit takes it.
@@ -136,6 +136,16 @@ impl CommandLine {
     #[must_use]
     pub fn sets(&self, property: &str) -> bool {
         self.value(property).is_some()
+    }
+
+    /// Whether it sets this property, or the text of a `spark-defaults.conf` does.
+    #[must_use]
+    pub fn says(&self, property: &str, defaults: &str) -> bool {
+        let by_default = |line: &str| {
+            let end = line.find(|c: char| c.is_whitespace() || c == '=' || c == ':');
+            line.get(..end.unwrap_or(line.len())) == Some(property)
+        };
+        self.sets(property) || defaults.lines().any(|line| by_default(line.trim_start()))
     }
 
     /// Where the job runs.
@@ -249,13 +259,7 @@ impl CommandLine {
         defaults: &str,
         environment: &Environment,
     ) -> Vec<(&'static str, &'static str)> {
-        let said = |name: &str| {
-            let by_default = |line: &str| {
-                let end = line.find(|c: char| c.is_whitespace() || c == '=' || c == ':');
-                line.get(..end.unwrap_or(line.len())) == Some(name)
-            };
-            self.sets(name) || defaults.lines().any(|line| by_default(line.trim_start()))
-        };
+        let said = |name: &str| self.says(name, defaults);
         let java_is_told =
             said(JAVA_OPTIONS) || JAVA_VARIABLES.iter().any(|name| environment.get(name).is_some());
         let counts = |name: &str| !(said(name) || name == DEFAULT_JAVA_OPTIONS && java_is_told);

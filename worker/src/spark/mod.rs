@@ -7,6 +7,7 @@
 
 pub mod argv;
 pub mod backends;
+pub mod class_data;
 pub mod client_mode;
 pub mod guard;
 pub mod installation;
