@@ -391,6 +391,23 @@ pub static SETTINGS: &[Setting] = &[
          that it always gets (such as PATH, HOME, LANG and JAVA_HOME). The worker's own settings are never handed on.",
     ),
     setting(
+        "yarn.archive",
+        Kind::Choice(&["prepared", "never"]),
+        "prepared",
+        "Whether jobs on YARN are given the archive of Spark's jars, and those of PySpark, that `spark-runtime cluster prepare` has put \
+         on the cluster, so that their submission does not upload some 420 MB: `prepared`, where it is there, or `never`. Jobs that set \
+         `spark.yarn.archive` or `spark.yarn.jars`, themselves or by the policy or by `spark-defaults.conf`, get what they say.",
+    ),
+    setting(
+        "yarn.archive_folder",
+        Kind::Url(&["/", "file:/", "hdfs://", "viewfs://", "s3://", "s3a://", "s3n://"]),
+        "",
+        "Where these archives are: a folder of the file system that Hadoop's configuration names, or a URL that workers and containers \
+         take alike. When it is empty, that is `/user/<user>/.spark-runtime`. The files can be read by all; for YARN to keep one copy on a \
+         node for all users, every folder that leads there has to let others through as well, and for jobs of other users than the \
+         worker's in any case.",
+    ),
+    setting(
         "git.program",
         Kind::Program,
         "git",
@@ -674,7 +691,7 @@ pub struct Settings {
     pub records: RecordsSettings,
     /// The database of record models.
     pub sql: SqlSettings,
-    /// Applications in cluster mode on YARN.
+    /// Clusters with YARN, and applications in cluster mode there.
     pub yarn: YarnSettings,
     /// The logs of jobs.
     pub log: LogSettings,
@@ -739,6 +756,10 @@ pub struct JobSettings {
 /// Section `yarn`.
 #[derive(Debug, Clone)]
 pub struct YarnSettings {
+    /// Jobs are given the archive that was prepared.
+    pub uses_archive: bool,
+    /// The folder of the archives, when it is not the one below the user's home.
+    pub archive_folder: Option<String>,
     /// The folder in HDFS for what workers and drivers leave for each other, where one is named.
     pub folder: Option<String>,
     /// What sets this service's applications apart.
@@ -1127,6 +1148,8 @@ impl Settings {
                 password_file: reader.path("sql.password_file"),
             },
             yarn: YarnSettings {
+                uses_archive: reader.text("yarn.archive") != "never",
+                archive_folder: Some(reader.text("yarn.archive_folder")).filter(|url| !url.is_empty()),
                 folder: Some(reader.text("yarn.folder")).filter(|text| !text.is_empty()),
                 service: reader.text("yarn.service"),
                 max_followed: number(reader.count("yarn.max_followed")),

@@ -30,7 +30,9 @@ use crate::job::{Announce, Context, kept_folder};
 use crate::repository::Repositories;
 use crate::runtimes::Runtimes;
 use crate::runtimes::listed::ListedError;
+use crate::spark::archive::{Archives, cache_folder};
 use crate::spark::backends::Backends;
+use crate::spark::class_data::ClassData;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::LastWill;
 use crate::spark::policy::PolicyError;
@@ -248,6 +250,8 @@ fn backends(settings: &Settings, client: Arc<ClientMode>) -> Arc<dyn Backend> {
 #[must_use]
 pub fn backend(settings: &Settings) -> ClientMode {
     ClientMode::new(&settings.spark, settings.log.limit, "/proc/self/exe".into())
+        .with_archives(Archives::of(settings))
+        .with_class_data(ClassData::new(cache_folder(&settings.job.directory)))
 }
 
 /// Runs a worker until it has left. `leaving` tells it to.

@@ -104,6 +104,7 @@ fn help_tells_the_verbs_and_the_exit_codes() {
       new          Make a job's JSON from a model's source
       topology     Declare, compare or print the broker's exchanges and queues
       dead         Look at dead jobs, replay or drop them
+      cluster      Put what jobs on YARN need of Spark on the cluster, once for each release
       config       Show the settings that count and where each comes from
       schema       Print the machine-readable description of jobs, events, commands or exchanges
       completions  Print a shell's completion script
@@ -126,11 +127,11 @@ fn help_tells_the_verbs_and_the_exit_codes() {
         4  the job had ended before it could be cancelled
        64  the command line is wrong
        66  an input file cannot be read, or nothing is known of the job
-       69  the broker cannot be reached
+       69  the broker, or the cluster, cannot be reached
        70  a fault of the program or of the machine
        73  an output cannot be written
        76  the broker's exchanges or queues are not as they have to be
-       77  the broker refuses the user, the password or the right, or its certificate is not trusted
+       77  the broker refuses the user, the password or the right, or its certificate is not trusted; or the cluster refuses it
        78  the settings are wrong
       130  interrupted; a job that was submitted goes on
     ");
@@ -748,6 +749,8 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     spark.environment.AWS_SECRET_ACCESS_KEY = ***  (x.toml)
     spark.environment.TZ = UTC                     (x.toml)
     spark.pass_environment =                       (default)
+    yarn.archive = prepared                        (default)
+    yarn.archive_folder =                          (default)
     git.program = git                              (default)
     git.transports = file,https,ssh                (default)
     git.credentials =                              (default)

@@ -6,6 +6,7 @@
 //! This module must not know how a job is run, nor what the broker is told.
 
 mod cancel;
+mod cluster;
 mod completions;
 mod config;
 mod dead;
@@ -41,7 +42,10 @@ use crate::broker::dead::DeadError;
 use crate::broker::past::PastError;
 use crate::config::{Settings, SettingsError, Sources};
 use crate::repository::FetchError;
+use crate::spark::archive::ArchiveError;
+use crate::spark::installation::InstallationError;
 use crate::spark::policy::PolicyError;
+use crate::storage::StorageError;
 
 /// Runs modelBatchJobs with spark-submit, as they come from RabbitMQ.
 #[derive(Debug, Parser)]
@@ -100,6 +104,8 @@ enum Command {
     Topology(topology::Args),
     /// Look at dead jobs, replay or drop them.
     Dead(dead::Args),
+    /// Put what jobs on YARN need of Spark on the cluster, once for each release.
+    Cluster(cluster::Args),
     /// Show the settings that count and where each comes from.
     Config(config::Args),
     /// Print the machine-readable description of jobs, events, commands or exchanges.
@@ -125,7 +131,7 @@ pub enum Exit {
     Usage,
     /// An input file cannot be read, or there is no such job.
     Unreadable,
-    /// The broker cannot be reached.
+    /// The broker, or the cluster, cannot be reached.
     Unavailable,
     /// A fault of the program or of the machine.
     Internal,
@@ -133,7 +139,7 @@ pub enum Exit {
     Unwritable,
     /// The broker's topology is not as it has to be.
     Topology,
-    /// The broker refuses us.
+    /// The broker, or the cluster, refuses us.
     Refused,
     /// The settings are wrong.
     Configuration,
@@ -190,12 +196,12 @@ impl Exit {
             Self::TooLate => "the job had ended before it could be cancelled",
             Self::Usage => "the command line is wrong",
             Self::Unreadable => "an input file cannot be read, or nothing is known of the job",
-            Self::Unavailable => "the broker cannot be reached",
+            Self::Unavailable => "the broker, or the cluster, cannot be reached",
             Self::Internal => "a fault of the program or of the machine",
             Self::Unwritable => "an output cannot be written",
             Self::Topology => "the broker's exchanges or queues are not as they have to be",
             Self::Refused => {
-                "the broker refuses the user, the password or the right, or its certificate is not trusted"
+                "the broker refuses the user, the password or the right, or its certificate is not trusted; or the cluster refuses it"
             }
             Self::Configuration => "the settings are wrong",
             Self::Interrupted => "interrupted; a job that was submitted goes on",
@@ -243,6 +249,12 @@ pub enum CliError {
     /// The operator's policy cannot be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// There is no Spark.
+    #[error(transparent)]
+    Installation(#[from] InstallationError),
+    /// The jars of Spark could not be put on the cluster.
+    #[error("the archive of Spark's jars: {0}")]
+    Archive(#[from] ArchiveError),
     /// There is no connection.
     #[error(transparent)]
     Connect(Box<ConnectError>),
@@ -304,7 +316,8 @@ impl CliError {
                 Exit::Unreadable
             }
             Self::Unwritable { .. } | Self::Closed => Exit::Unwritable,
-            Self::Settings(_) | Self::Policy(_) => Exit::Configuration,
+            Self::Settings(_) | Self::Policy(_) | Self::Installation(_) => Exit::Configuration,
+            Self::Archive(error) => of_archive(error),
             Self::Connect(error) => of_connect(error),
             Self::Client(error) => match &**error {
                 ClientError::Connect(error) => of_connect(error),
@@ -337,6 +350,26 @@ impl CliError {
             },
             Self::Internal(_) => Exit::Internal,
         }
+    }
+}
+
+fn of_archive(error: &ArchiveError) -> Exit {
+    match error {
+        ArchiveError::Storage(StorageError::Failed { .. }) => Exit::Unavailable,
+        ArchiveError::Storage(StorageError::Refused { .. }) => Exit::Refused,
+        ArchiveError::Storage(StorageError::NoFolder { .. }) => Exit::Unwritable,
+        ArchiveError::Local { .. }
+        | ArchiveError::Changed { .. }
+        | ArchiveError::Storage(
+            StorageError::Local(_) | StorageError::NotThere { .. } | StorageError::TooLarge { .. },
+        ) => Exit::Internal,
+        ArchiveError::NoHome { .. }
+        | ArchiveError::NoJars { .. }
+        | ArchiveError::TooMuch { .. }
+        | ArchiveError::NoCluster
+        | ArchiveError::Configuration(_)
+        | ArchiveError::NoUser
+        | ArchiveError::Storage(StorageError::NoPlace { .. }) => Exit::Configuration,
     }
 }
 
@@ -439,6 +472,7 @@ fn dispatch(cli: Cli) -> Result<Exit, CliError> {
         Command::New(args) => new::run(&args, &settings()?),
         Command::Topology(args) => block_on(topology::run(args, settings()?)),
         Command::Dead(args) => block_on(dead::run(args, settings()?)),
+        Command::Cluster(args) => block_on(cluster::run(args, settings()?)),
         Command::Config(args) => config::run(&args, &sources),
         Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -10,13 +10,16 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use spark_runtime_protocol::asset::DRIVER;
 use spark_runtime_protocol::event::Way;
 use tokio::sync::Mutex;
 
+use super::archive::{ARCHIVE, Archives, JARS, PYTHON_ARCHIVES, Prepared};
 use super::argv::{DRIVER_PYTHON, PYTHON, Sent, properties_file};
+use super::class_data::ClassData;
 use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
@@ -43,6 +46,8 @@ pub struct ClientMode {
     settings: SparkSettings,
     log_limit: u64,
     executable: PathBuf,
+    archives: Option<Archives>,
+    class_data: Option<ClassData>,
     guarded: Mutex<Guarded>,
 }
 
@@ -58,7 +63,26 @@ impl ClientMode {
     /// A back end whose guards are processes of `executable`, and that keeps `log_limit` bytes of each log.
     #[must_use]
     pub fn new(settings: &SparkSettings, log_limit: u64, executable: PathBuf) -> Self {
-        Self { settings: settings.clone(), log_limit, executable, guarded: Mutex::default() }
+        Self {
+            settings: settings.clone(),
+            log_limit,
+            executable,
+            archives: None,
+            class_data: None,
+            guarded: Mutex::default(),
+        }
+    }
+
+    /// The same, which gives jobs on YARN the archive of Spark's jars that is on the cluster.
+    #[must_use]
+    pub fn with_archives(self, archives: Archives) -> Self {
+        Self { archives: Some(archives), ..self }
+    }
+
+    /// The same, whose launchers of drivers elsewhere start fast where there is class data for them.
+    #[must_use]
+    pub fn with_class_data(self, class_data: ClassData) -> Self {
+        Self { class_data: Some(class_data), ..self }
     }
 
     /// Starts the guard now rather than with the first job.
@@ -138,7 +162,8 @@ impl ClientMode {
         submission: &Submission,
         launcher: Launcher,
     ) -> Result<Running, SubmitError> {
-        let launch = self.launch(submission, Some(launcher))?;
+        let archive = self.archive(submission).await;
+        let launch = self.launch(submission, archive.as_deref(), Some(launcher))?;
         Ok(self.guard().await?.launch(launch).await?)
     }
 
@@ -147,7 +172,26 @@ impl ClientMode {
         Environment::of(&self.settings, Installation::find(&self.settings).ok().as_ref())
     }
 
-    fn launch(&self, submission: &Submission, launcher: Option<Launcher>) -> Result<Launch, SubmitError> {
+    /// The archive for a submission, where it needs one, nobody says otherwise, and there is one.
+    async fn archive(&self, submission: &Submission) -> Option<Arc<Prepared>> {
+        if submission.way != Way::Spark || submission.command_line.master() != Master::Yarn {
+            return None;
+        }
+        let archives = self.archives.as_ref()?;
+        let settings = submission.runtime.as_ref().unwrap_or(&self.settings);
+        // What is wrong with these is told by whoever cannot do without them.
+        let installation = Installation::find(settings).ok()?;
+        let defaults = installation.defaults(&Environment::of(settings, Some(&installation))).ok()?;
+        let is_said = [ARCHIVE, JARS].iter().any(|name| submission.command_line.says(name, &defaults));
+        if is_said { None } else { archives.default_archive(&installation).await }
+    }
+
+    fn launch(
+        &self,
+        submission: &Submission,
+        archive: Option<&Prepared>,
+        launcher: Option<Launcher>,
+    ) -> Result<Launch, SubmitError> {
         let settings = submission.runtime.as_ref().unwrap_or(&self.settings);
         let installation = match (submission.way, Installation::find(settings)) {
             (_, Ok(installation)) => Some(installation),
@@ -174,9 +218,21 @@ impl ClientMode {
             // Spark looks up the machine's name, which fails where a machine does not know its own.
             environment.set_default("SPARK_LOCAL_IP", "127.0.0.1");
         }
+        if let Some(python) = archive.and_then(Prepared::python_archives) {
+            environment.set_default(PYTHON_ARCHIVES, python);
+        }
         let (program, mut arguments) = match installation {
             Some(installation) if submission.way == Way::Spark => {
-                let arguments = spark_arguments(submission, launcher.as_ref(), &installation, &environment)?;
+                if launcher.is_some()
+                    && let Some(class_data) = &self.class_data
+                {
+                    class_data.tell(&installation, &mut environment);
+                }
+                let mut arguments =
+                    spark_arguments(submission, launcher.as_ref(), &installation, &environment)?;
+                if let Some(archive) = archive {
+                    arguments.extend(["--conf".into(), format!("{ARCHIVE}={}", archive.archive).into()]);
+                }
                 (installation.submit, arguments)
             }
             installation => {
@@ -202,7 +258,8 @@ impl ClientMode {
     }
 
     async fn start(&self, submission: &Submission) -> Result<Box<dyn Application>, SubmitError> {
-        let launch = self.launch(submission, None)?;
+        let archive = self.archive(submission).await;
+        let launch = self.launch(submission, archive.as_deref(), None)?;
         let reports = Reports::listen(&submission.sought.directory)
             .map_err(|source| SubmitError::Directory { what: "the driver's socket", source })?;
         // Not once more when the guard is lost meanwhile: the program may have run, and said its first words to the socket.

@@ -5,6 +5,7 @@
 //!
 //! This module must not know the broker, nor what becomes of a job.
 
+pub mod archive;
 pub mod argv;
 pub mod backends;
 pub mod class_data;
