@@ -17,6 +17,7 @@ mod life;
 mod ownership;
 mod past;
 mod platform;
+mod prepare;
 mod records;
 mod rights;
 mod sick;
