@@ -8,6 +8,7 @@ mod broker;
 mod cancel;
 mod chaos;
 mod cluster;
+mod cluster_mode;
 mod command_line;
 mod examples;
 mod faults;

@@ -294,6 +294,20 @@ impl Cluster {
         id
     }
 
+    /// Ends an application, as an administrator does.
+    ///
+    /// # Panics
+    /// When YARN does not take it.
+    pub fn yarn_kill(&self, id: &str) {
+        let state = format!(
+            "{}/ws/v1/cluster/apps/{id}/state?user.name={}",
+            self.setting("YARN_URI"),
+            Self::superuser()
+        );
+        let (status, _, body) = http_of("PUT", &state, "application/json", br#"{"state":"KILLED"}"#);
+        assert!([200, 202].contains(&status), "{}", text(&body));
+    }
+
     /// Asks YARN's ResourceManager, with `/ws/v1/cluster/...`.
     ///
     /// # Panics
@@ -312,11 +326,15 @@ fn text(bytes: &[u8]) -> String {
 
 /// Status, head and body of what a server says.
 fn http(method: &str, url: &str, content: &[u8]) -> (u16, String, Vec<u8>) {
+    let kind = if method == "POST" { "application/json" } else { "application/octet-stream" };
+    http_of(method, url, kind, content)
+}
+
+fn http_of(method: &str, url: &str, kind: &str, content: &[u8]) -> (u16, String, Vec<u8>) {
     let rest = url.strip_prefix("http://").expect("a plain address");
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let mut stream = TcpStream::connect(authority).expect("the server is there");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let kind = if method == "POST" { "application/json" } else { "application/octet-stream" };
     write!(
         stream,
         "{method} /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Type: {kind}\r\n\

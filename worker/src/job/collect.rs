@@ -105,13 +105,8 @@ pub async fn collect(
         }
         Verdict::Failed { mut failure, may_pass } => {
             let tail = context.settings.log.tail;
-            // What the driver wrote where it ran says more than what its launcher did.
-            let logs = [DRIVER_LOGS, ""].map(|folder| staged.directory.join(folder));
-            let logs = logs.map(|folder| [STANDARD_ERROR, STANDARD_OUTPUT].map(|name| folder.join(name)));
-            let found = tokio::task::spawn_blocking(move || {
-                let mut all = logs.into_iter().flatten();
-                all.find_map(|log| Some((log_tail(&log, tail), log)).filter(|(tail, _)| !tail.is_empty()))
-            });
+            let directory = staged.directory.clone();
+            let found = tokio::task::spawn_blocking(move || log_of(&directory, tail));
             let found = found.await.ok().flatten();
             let log = found.as_ref().map(|(_, log)| log.clone());
             failure.log_tail = found.map(|(tail, _)| tail);
@@ -424,6 +419,23 @@ fn read_output(path: &Path, inline: u64) -> io::Result<(u64, Option<String>)> {
     let mut content = Vec::new();
     file.by_ref().take(inline).read_to_end(&mut content)?;
     Ok((content.len() as u64, Some(STANDARD.encode(&content))))
+}
+
+/// The end of what an attempt wrote, in `most` bytes, and the log that it is of.
+fn log_of(directory: &Path, most: u64) -> Option<(String, PathBuf)> {
+    // What a driver wrote where it ran says more than what its launcher did. There Spark writes into the one log, and Python
+    // into the other.
+    let elsewhere = directory.join(DRIVER_LOGS);
+    let both =
+        [STANDARD_ERROR, STANDARD_OUTPUT].map(|name| (log_tail(&elsewhere.join(name), most / 2), name));
+    let both: Vec<_> = both.into_iter().filter(|(tail, _)| !tail.is_empty()).collect();
+    if let Some((_, name)) = both.last() {
+        let tails: Vec<&str> = both.iter().map(|(tail, _)| tail.as_str()).collect();
+        return Some((tails.join("\n"), elsewhere.join(name)));
+    }
+    let logs = [STANDARD_ERROR, STANDARD_OUTPUT].map(|name| directory.join(name));
+    let mut tails = logs.into_iter().map(|log| (log_tail(&log, most), log));
+    tails.find(|(tail, _)| !tail.is_empty())
 }
 
 /// The last `most` bytes of a log, from a line's start where there is one.

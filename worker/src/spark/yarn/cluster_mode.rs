@@ -688,9 +688,9 @@ impl ClusterApplication {
             self.launcher = None;
         }
         let read = patiently(READING, "the driver's last word", || self.read()).await;
-        let (word, unreadable) = match read {
-            Ok(word) => (word, None),
-            Err(trouble) => (None, Some(trouble.words)),
+        let (begun, word, unreadable) = match read {
+            Ok((begun, word)) => (begun, word, None),
+            Err(trouble) => (false, None, Some(trouble.words)),
         };
         let did_well = over.as_ref().is_some_and(|report| report.standing() == Standing::Succeeded);
         let mut unlogged = None;
@@ -715,7 +715,7 @@ impl ClusterApplication {
             (None, lost) => Outcome::Lost(lost.unwrap_or_default()),
         };
         Change::Ended(Box::new(Ending {
-            started: self.has_started || word.is_some(),
+            started: begun || word.is_some(),
             report: word.map(|word| word.word),
             report_came_first: true,
             unreadable,
@@ -739,13 +739,16 @@ impl ClusterApplication {
         }
     }
 
-    /// What the driver left, its files brought to where they would be on this machine.
-    async fn read(&self) -> Result<Option<LastWord>, Trouble> {
-        let Some(word) = self.folder.last_word(&self.ticket).await? else { return Ok(None) };
+    /// Whether the driver has begun, and what it left, its files brought to where they would be on this machine.
+    async fn read(&self) -> Result<(bool, Option<LastWord>), Trouble> {
+        let Some(word) = self.folder.last_word(&self.ticket).await? else {
+            let stage = self.folder.tickets().await?.get(&self.ticket).copied();
+            return Ok((stage > Some(Stage::Open), None));
+        };
         make(&self.working_directory)
             .map_err(|error| Trouble { words: error.to_string(), may_pass: false })?;
         self.folder.bring(&self.ticket, &word, &self.working_directory).await?;
-        Ok(Some(word))
+        Ok((true, Some(word)))
     }
 }
 

@@ -6,6 +6,7 @@
 //! This module must not know what an application is for.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ struct Shared {
     followed: Mutex<HashMap<String, watch::Sender<Sight>>>,
     /// Something new is followed.
     more: Notify,
+    /// It could not be asked last time.
+    is_away: AtomicBool,
 }
 
 impl Shared {
@@ -121,7 +124,13 @@ impl Watch {
     /// Asks `cluster` at this pace whenever something is followed. Needs a runtime.
     #[must_use]
     pub fn start(cluster: ResourceManager, pace: Pace) -> Self {
-        let shared = Arc::new(Shared { cluster, pace, followed: Mutex::default(), more: Notify::new() });
+        let shared = Arc::new(Shared {
+            cluster,
+            pace,
+            followed: Mutex::default(),
+            more: Notify::new(),
+            is_away: AtomicBool::new(false),
+        });
         let weak = Arc::downgrade(&shared);
         tokio::spawn(async move {
             let mut pause = pace.quick;
@@ -199,6 +208,14 @@ async fn ask(shared: &Shared) -> Outcome {
     let answer = shared.cluster.tagged(&asked).await;
     let now = Instant::now();
     let mut outcome = if answer.is_ok() { Outcome::Unchanged } else { Outcome::Away };
+    let was_away = shared.is_away.swap(answer.is_err(), Ordering::Relaxed);
+    match &answer {
+        Err(error) if !was_away => {
+            tracing::warn!(%error, followed = tags.len(), "the ResourceManager cannot be asked; what it knew of stays as it was");
+        }
+        Ok(_) if was_away => tracing::info!(followed = tags.len(), "the ResourceManager answers again"),
+        _ => {}
+    }
     for (tag, sender) in shared.followed().iter().filter(|(tag, _)| tags.contains(tag)) {
         let is_news = sender.send_if_modified(|sight| {
             let next = match &answer {

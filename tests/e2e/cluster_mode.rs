@@ -1,0 +1,498 @@
+//! Drivers in cluster mode on a real YARN and HDFS: with the real Spark, and with a launcher that hands YARN a small
+//! program instead, so that many faults can be tried.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use spark_runtime_protocol::event::{EventKind, FailureClass};
+use spark_runtime_protocol::job::JobId;
+use spark_runtime_tests::broker::{Ready, Vhost};
+use spark_runtime_tests::cluster::{Cluster, Daemon, Part};
+use spark_runtime_tests::jobs::assets;
+use spark_runtime_tests::program::{Worker, children_of};
+use spark_runtime_tests::{PATIENCE, project, until};
+
+use crate::spark::{DELAYS, Parts, spark_job};
+
+const PARTS: [Part; 2] = [Part::Hdfs, Part::Yarn];
+const LEASE: &str = "ledger.lease=3s";
+
+/// A job in cluster mode on `cluster`, with small demands.
+fn in_cluster(cluster: &Cluster, id: &str, source: &str) -> Value {
+    let mut job = spark_job(id, source);
+    job["targetEngine"]["sparkConf"] = json!({
+        "--master": "yarn", "--deploy-mode": "cluster", "spark.yarn.jars": cluster.setting("SPARK_YARN_JARS"),
+        "spark.ui.enabled": "false",
+    });
+    job["jobParameters"] =
+        json!({"--executor-memory": "512MB", "--driver-memory": "512MB", "--num-executors": "1"});
+    job
+}
+
+/// What every worker on `cluster` is told.
+fn settings(cluster: &Cluster) -> Vec<String> {
+    vec![
+        format!("spark.environment.HADOOP_CONF_DIR={}", cluster.setting("HADOOP_CONF_DIR")),
+        "spark.environment.SPARK_LOCAL_IP=127.0.0.1".to_owned(),
+        "yarn.grace=2s".to_owned(),
+        LEASE.to_owned(),
+    ]
+}
+
+fn borrowed(settings: &[String]) -> Vec<&str> {
+    settings.iter().map(String::as_str).collect()
+}
+
+fn decoded(asset: &Value) -> String {
+    let mut bytes = Vec::new();
+    let content = asset["fileContent"].as_str().unwrap_or_else(|| panic!("{asset}"));
+    spark_runtime_protocol::asset::decode_base64(content, &mut bytes).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+const MODEL: &str = "\
+import pkg.deep
+from pyspark.sql import SparkSession
+def twice(n):
+    return pkg.deep.double(n) + int(open('one.txt').read())
+def score(inputs, outputs, attachments):
+    spark = SparkSession.builder.getOrCreate()
+    numbers = spark.read.csv(inputs[0]['fileUrl']).rdd.map(lambda row: int(row[0]))
+    total = numbers.map(twice).sum()
+    spark.createDataFrame([(total,)], ['total']).coalesce(1).write.mode('overwrite').csv(outputs[0]['fileUrl'])
+    odd = open('pkg/odd, name.txt').read()
+    open('total.txt', 'w').write('%d %s %s' % (total, odd, spark.sparkContext.applicationId))
+";
+
+#[tokio::test]
+async fn a_job_in_cluster_mode_finds_its_files_there_and_its_results_come_back() {
+    let parts = Parts::take().await;
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let folder = format!("/cluster-{}", uuid::Uuid::new_v4().simple());
+    cluster.hdfs_write(&format!("{folder}/numbers.csv"), b"1\n2\n39\n");
+    let mut place = Vhost::ready(&DELAYS).await;
+    let mut settings = settings(cluster);
+    settings.push(format!("yarn.folder={folder}/shared"));
+    let worker = parts.worker(&place.vhost.uri(), &borrowed(&settings));
+    let mut job = in_cluster(cluster, "cluster", MODEL);
+    assets(&mut job).extend([
+        json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/deep.py", "sourceCode": "def double(n):\n    return 2 * n\n"}),
+        json!({"name": "i", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/__init__.py", "sourceCode": ""}),
+        json!({"name": "f", "assetType": "FILE", "filename": "one.txt", "fileContent": "MQ=="}),
+        json!({"name": "g", "assetType": "FILE", "filename": "pkg/odd, name.txt", "fileContent": "b2Rk"}),
+    ]);
+    job["jobParameters"]["spark.yarn.tags"] = json!("of-the-user");
+    job["inputData"] =
+        json!([{"name": "n", "assetType": "EXTERNAL_FILE", "fileUrl": format!("{folder}/numbers.csv")}]);
+    job["outputData"] = json!([
+        {"name": "o", "assetType": "EXTERNAL_FILE", "fileUrl": format!("{folder}/out")},
+        {"name": "t", "assetType": "FILE", "filename": "total.txt"},
+    ]);
+    place.publish("cluster", job.to_string()).await;
+    // Beside it one whose model makes no session, and raises.
+    let raising = "def score(inputs, outputs, attachments):\n    print('hello from the driver')\n    raise ValueError('no such rule')\n";
+    place.publish("raising", in_cluster(cluster, "raising", raising).to_string()).await;
+    // And one that succeeds without Spark, and trains.
+    let mut training = in_cluster(
+        &cluster,
+        "training",
+        "def train(inputs, outputs, attachments):\n    open('outputDir/model.bin', 'w').write('weights')\n",
+    );
+    training["jobType"] = json!("MODEL_BATCH_TRAINING_JOB");
+    assets(&mut training)[0]["trainingFunction"] = json!("train");
+    training["trainingOutput"] = json!({"fileUrl": format!("{folder}/trained")});
+    place.publish("training", training.to_string()).await;
+
+    let submitted = place.heard("cluster", &[EventKind::Submitted, EventKind::Failed]).await;
+    let id = submitted.data.application_id.clone().unwrap_or_else(|| panic!("{:#?}", submitted.data));
+    assert!(submitted.data.tracking_url.is_some());
+    let tags = cluster.yarn(&format!("/ws/v1/cluster/apps/{id}"))["app"]["applicationTags"].clone();
+    assert!(tags.as_str().unwrap().split(',').any(|tag| tag == "of-the-user"), "{tags}");
+    let end = place.end_of("cluster").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{:#?}\n{}", end.data.failure, worker.log());
+    assert_eq!(decoded(&end.data.output_data.unwrap()[1]), format!("87 odd {id}"));
+    assert_eq!(place.story("cluster"), ["1 accepted", "1 staged", "1 submitted", "1 running", "1 completed"]);
+    let written = cluster.hdfs_list(&format!("{folder}/out"));
+    let part = written.iter().find(|name| name.starts_with("part-")).unwrap_or_else(|| panic!("{written:?}"));
+    assert_eq!(cluster.hdfs_read(&format!("{folder}/out/{part}")).unwrap(), b"87\n");
+
+    let end = place.end_of("raising").await;
+    let failure = end.data.failure.unwrap();
+    assert_eq!(
+        (failure.class, failure.message.as_str()),
+        (FailureClass::Model, "the model raised ValueError: no such rule")
+    );
+    assert_eq!(failure.exception.unwrap().frame.unwrap().line, 3);
+    assert!(failure.log_tail.unwrap().contains("ValueError: no such rule"));
+    let (_, kept) = failure.log.as_ref().unwrap().split_once(':').unwrap();
+    let output = std::fs::read_to_string(Path::new(kept).with_file_name("stdout.log")).unwrap();
+    assert!(output.contains("hello from the driver"), "{output}");
+
+    let end = place.end_of("training").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{:#?}\n{}", end.data.failure, worker.log());
+    let assets = end.data.additional_assets.unwrap();
+    let url = assets[0]["fileUrl"].as_str().unwrap();
+    assert_eq!(cluster.hdfs_read(url).unwrap(), b"weights");
+    // Nothing is left of them in the folder that workers and drivers share.
+    until("an empty folder", async || {
+        cluster.hdfs_list(&format!("{folder}/shared/jobs")).is_empty().then_some(())
+    })
+    .await;
+}
+
+/// A broker, workers with the launcher of the tests, and the cluster on which its drivers run.
+struct Scene {
+    place: Ready,
+    cluster: &'static Cluster,
+    folder: tempfile::TempDir,
+    settings: Vec<String>,
+}
+
+impl Scene {
+    async fn on(cluster: &'static Cluster, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = settings(cluster);
+        let launcher = project().join("tests/e2e/cluster_submit.py");
+        settings.push(format!("spark.submit={}", launcher.display()));
+        settings.push(format!("yarn.folder=/fake-{}", uuid::Uuid::new_v4().simple()));
+        settings.push("retry.delays=200ms".to_owned());
+        settings.push("job.kill_grace=1s".to_owned());
+        settings.extend(more.iter().map(|&setting| setting.to_owned()));
+        Self { place: Vhost::ready(&DELAYS).await, cluster, folder, settings }
+    }
+
+    fn worker(&self) -> Worker {
+        Worker::start(&self.place.vhost.uri(), &borrowed(&self.settings))
+    }
+
+    fn journal(&self, id: &str) -> PathBuf {
+        self.folder.path().join(format!("{id}.journal"))
+    }
+
+    async fn publish(&self, id: &str, told: Value) {
+        let mut told = told;
+        told["journal"] = json!(self.journal(id));
+        let source = format!("# fake: {told}\ndef score(inputs, outputs, attachments): pass\n");
+        self.place.publish(id, in_cluster(self.cluster, id, &source).to_string()).await;
+    }
+
+    /// The steps of a job's launchers and drivers so far, in their order.
+    fn steps(&self, id: &str) -> Vec<(String, String)> {
+        let text = std::fs::read_to_string(self.journal(id)).unwrap_or_default();
+        let words = |line: &str| {
+            let mut words = line.split(' ').map(str::to_owned);
+            (words.next().unwrap_or_default(), words.next().unwrap_or_default())
+        };
+        text.lines().map(words).collect()
+    }
+
+    fn count(&self, id: &str, step: &str) -> usize {
+        self.steps(id).iter().filter(|(name, _)| name == step).count()
+    }
+
+    async fn has_come_to(&self, id: &str, step: &str) {
+        until(&format!("{step} of {id}, not only {:?}", self.steps(id)), async || {
+            (self.count(id, step) > 0).then_some(())
+        })
+        .await;
+    }
+
+    /// No driver of the job began before the one before it was over.
+    fn assert_one_at_a_time(&self, id: &str) {
+        let mut running: Option<String> = None;
+        for (step, application) in self.steps(id) {
+            match step.as_str() {
+                "start" => {
+                    if let Some(before) = &running {
+                        let state = self.state(before);
+                        assert!(
+                            ["FAILED", "KILLED", "FINISHED"].contains(&state.as_str()),
+                            "{before} is {state}: {:?}",
+                            self.steps(id)
+                        );
+                    }
+                    running = Some(application);
+                }
+                "end" if running.as_ref() == Some(&application) => running = None,
+                "end" => panic!("{application} was not alone: {:?}", self.steps(id)),
+                _ => {}
+            }
+        }
+    }
+
+    fn state(&self, application: &str) -> String {
+        let app = self.cluster.yarn(&format!("/ws/v1/cluster/apps/{application}"));
+        app["app"]["state"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn whoever_dies_and_whenever_a_job_in_a_cluster_has_one_application_and_one_end() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    // How far the job has come, what the launcher and the driver are told, and who dies.
+    let phases = [
+        ("launch", json!({"before": 3, "run": 2})),
+        ("submitted", json!({"after": 3, "run": 4})),
+        ("start", json!({"run": 5})),
+    ];
+    let mut cases = Vec::new();
+    for (phase, told) in phases {
+        for victim in ["worker", "worker-and-guard", "launcher"] {
+            if (phase, victim) != ("start", "launcher") {
+                cases.push(one_death(cluster, phase, told.clone(), victim));
+            }
+        }
+    }
+    for said in futures_util::future::join_all(cases).await {
+        println!("{said}");
+    }
+}
+
+async fn one_death(
+    cluster: &'static Cluster,
+    phase: &'static str,
+    told: Value,
+    victim: &'static str,
+) -> String {
+    let id = format!("{phase}-{victim}");
+    let mut scene = Scene::on(cluster, &["worker.max_running=1"]).await;
+    let first = scene.worker();
+    scene.publish(&id, told).await;
+    scene.has_come_to(&id, phase).await;
+    let guards = children_of(first.pid());
+    let launchers: Vec<i32> =
+        guards.iter().flat_map(|guard| children_of(*guard)).flat_map(children_of).collect();
+    let kill = |pid: i32| {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+    };
+    match victim {
+        "launcher" => launchers.into_iter().for_each(kill),
+        "worker" => kill(first.pid()),
+        _ => {
+            kill(first.pid());
+            guards.into_iter().for_each(kill);
+        }
+    }
+    let second = scene.worker();
+    let end = scene.place.end_of(&id).await;
+    let failure = end.data.failure.clone().unwrap_or_else(|| panic!("{end:#?}"));
+    assert_eq!(failure.class, FailureClass::Model, "{id}: {failure:#?}\n{}\n{}", first.log(), second.log());
+    let runs: Vec<_> = scene.steps(&id).into_iter().filter(|(step, _)| step == "start").collect();
+    // The end that is told is that of the one that ran.
+    assert_eq!(runs.len(), 1, "{id}: {:?}\n{}", scene.steps(&id), second.log());
+    assert_eq!(failure.exception.unwrap().message, runs[0].1, "{id}");
+    scene.assert_one_at_a_time(&id);
+    scene.place.queue_has("spark.jobs", 0).await;
+    format!(
+        "{phase}: {victim} killed: attempt {}, {} launches, 1 run, failed as told",
+        end.data.attempt,
+        scene.count(&id, "launch")
+    )
+}
+
+#[tokio::test]
+async fn a_launcher_that_was_stopped_for_long_hands_over_what_never_runs() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["worker.max_running=1"]).await;
+    let first = scene.worker();
+    scene.publish("late", json!({"before": 1, "run": 1})).await;
+    scene.has_come_to("late", "launch").await;
+    // The whole machine stands still: worker, guard, launcher and all.
+    let mut tree = vec![first.pid()];
+    let mut next = 0;
+    while next < tree.len() {
+        tree.extend(children_of(tree[next]));
+        next += 1;
+    }
+    let all = |signal| {
+        for pid in &tree {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal);
+        }
+    };
+    all(Signal::SIGSTOP);
+    let _second = scene.worker();
+    let end = scene.place.end_of("late").await;
+    assert_eq!(end.data.failure.unwrap().class, FailureClass::Model);
+    assert_eq!(scene.count("late", "start"), 1);
+    let launcher = *tree.last().unwrap();
+    // Now the launcher goes on, before anybody there can hold it back.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGCONT);
+    scene.has_come_to("late", "called-off").await;
+    all(Signal::SIGCONT);
+    assert_eq!(scene.count("late", "start"), 1, "{:?}", scene.steps("late"));
+    scene.assert_one_at_a_time("late");
+}
+
+#[tokio::test]
+async fn an_application_is_cancelled_when_the_cluster_says_so_and_by_an_administrator_it_says_by_whom() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["worker.max_running=4", "worker.max_submits=4"]).await;
+    let worker = scene.worker();
+    for id in ["running", "launching", "killed", "orphan"] {
+        let before = if id == "launching" { 60 } else { 0 };
+        scene.publish(id, json!({"before": before, "run": 600})).await;
+    }
+    for id in ["running", "killed", "orphan"] {
+        scene.has_come_to(id, "start").await;
+    }
+    scene.has_come_to("launching", "launch").await;
+    let client = scene.place.vhost.client().await;
+    for id in ["running", "launching"] {
+        client.cancel(&JobId::new(id).unwrap(), PATIENCE).await.unwrap();
+        let end = scene.place.end_of(id).await;
+        assert_eq!(end.kind(), Some(EventKind::Cancelled), "{end:#?}");
+        for (_, application) in scene.steps(id).iter().filter(|(step, _)| step == "start") {
+            assert_eq!(scene.state(application), "KILLED");
+        }
+    }
+    assert_eq!(scene.count("launching", "submitted"), 0);
+    let application = scene.steps("killed").pop().unwrap().1;
+    scene.cluster.yarn_kill(&application);
+    let end = scene.place.end_of("killed").await;
+    assert_eq!(end.kind(), Some(EventKind::Cancelled), "{end:#?}");
+    let words = end.data.message.unwrap();
+    assert!(words.contains("was ended in the cluster") && words.contains("killed by user"), "{words}");
+    // Cancelled while nobody follows it: the next worker ends it before it says so.
+    worker.signal(Signal::SIGKILL);
+    client.cancel(&JobId::new("orphan").unwrap(), Duration::from_millis(500)).await.unwrap();
+    let _second = scene.worker();
+    let end = scene.place.end_of("orphan").await;
+    assert_eq!(end.kind(), Some(EventKind::Cancelled), "{end:#?}");
+    let application = scene.steps("orphan").pop().unwrap().1;
+    assert_eq!(scene.state(&application), "KILLED");
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_lets_its_application_go_on_and_the_next_one_follows_it() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["worker.drain_grace=0s"]).await;
+    let mut first = scene.worker();
+    scene.publish("drained", json!({"run": 6})).await;
+    scene.has_come_to("drained", "start").await;
+    first.signal(Signal::SIGTERM);
+    first.ended().await;
+    assert_eq!(scene.count("drained", "end"), 0);
+    let _second = scene.worker();
+    let end = scene.place.end_of("drained").await;
+    assert_eq!(end.data.failure.unwrap().class, FailureClass::Model);
+    assert_eq!((scene.count("drained", "launch"), scene.count("drained", "start")), (1, 1));
+    let messages = end.data.job_messages.unwrap().join("\n");
+    assert!(messages.contains("was there already; it is followed"), "{messages}");
+}
+
+#[tokio::test]
+async fn more_applications_are_followed_than_jobs_may_run_here_and_no_more_launchers_run_at_once() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let limits = ["worker.max_running=1", "worker.max_submits=1", "yarn.max_followed=5"];
+    let mut scene = Scene::on(cluster, &limits).await;
+    let _worker = scene.worker();
+    let ids: Vec<String> = (0..8).map(|number| format!("burst-{number}")).collect();
+    for id in &ids {
+        scene.publish(id, json!({"run": 8, "after": 0.2})).await;
+    }
+    for id in &ids {
+        let end = scene.place.end_of(id).await;
+        assert_eq!(end.data.failure.unwrap().class, FailureClass::Model);
+    }
+    // By the journals: how many drivers ran at once, and how many launchers.
+    let mut moments: Vec<(u128, i32, i32)> = Vec::new();
+    for id in &ids {
+        for line in std::fs::read_to_string(scene.journal(id)).unwrap().lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let moment = words[2].parse().unwrap();
+            match words[0] {
+                "launch" => moments.push((moment, 0, 1)),
+                "submitted" => moments.push((moment, 0, -1)),
+                "start" => moments.push((moment, 1, 0)),
+                "end" => moments.push((moment, -1, 0)),
+                _ => {}
+            }
+        }
+    }
+    moments.sort_unstable();
+    let (mut drivers, mut launchers, mut most_drivers, mut most_launchers) = (0, 0, 0, 0);
+    for (_, driver, launcher) in moments {
+        drivers += driver;
+        launchers += launcher;
+        most_drivers = most_drivers.max(drivers);
+        most_launchers = most_launchers.max(launchers);
+    }
+    assert_eq!(most_launchers, 1);
+    assert!((3..=6).contains(&most_drivers), "{most_drivers} drivers at once");
+}
+
+#[tokio::test]
+async fn a_resource_manager_or_a_name_node_that_is_away_changes_nobodys_outcome() {
+    let (cluster, _alone) = Cluster::alone(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["job.pending_timeout=5s", "retry.max_attempts=1"]).await;
+    let worker = scene.worker();
+    scene.publish("patient", json!({"run": 8})).await;
+    scene.has_come_to("patient", "start").await;
+    for daemon in [Daemon::ResourceManager, Daemon::NameNode] {
+        scene.cluster.signal(daemon, Signal::SIGSTOP);
+    }
+    worker.logged("the ResourceManager cannot be asked").await;
+    for daemon in [Daemon::NameNode, Daemon::ResourceManager] {
+        scene.cluster.signal(daemon, Signal::SIGCONT);
+    }
+    let end = scene.place.end_of("patient").await;
+    assert_eq!(end.data.failure.unwrap().class, FailureClass::Model);
+    assert_eq!(scene.count("patient", "start"), 1);
+    // A node manager that takes nothing: the job waits for its place, and not for ever.
+    scene.cluster.signal(Daemon::NodeManager, Signal::SIGSTOP);
+    scene.publish("waiting", json!({"run": 1})).await;
+    let end = scene.place.end_of("waiting").await;
+    scene.cluster.signal(Daemon::NodeManager, Signal::SIGCONT);
+    let failure = end.data.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Pending, "{failure:#?}");
+    assert!(failure.message.contains("in the queue \"default\" of YARN"), "{}", failure.message);
+    assert_eq!(scene.count("waiting", "start"), 0);
+    let application = scene.steps("waiting").pop().unwrap().1;
+    assert_eq!(scene.state(&application), "KILLED");
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_of_cluster_mode_is_told_with_what_to_do() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["retry.max_attempts=1"]).await;
+    let _worker = scene.worker();
+    scene.publish("refused", json!({"launch": 3})).await;
+    scene.publish("silent", json!({"silent": 9})).await;
+    let failure = scene.place.end_of("refused").await.data.failure.unwrap();
+    assert_eq!((failure.class, failure.exit_code), (FailureClass::Submit, Some(3)));
+    assert!(failure.log_tail.unwrap().contains("the fake launcher was told to fail"));
+    let failure = scene.place.end_of("silent").await.data.failure.unwrap();
+    assert_eq!((failure.class, failure.exit_code), (FailureClass::Model, Some(9)), "{}", failure.message);
+    assert!(failure.message.contains("left no report"), "{}", failure.message);
+    assert!(failure.log_tail.unwrap().contains("the fake driver of"));
+    for (folder, expected) in
+        [("", "set spark.environment.HADOOP_CONF_DIR"), ("/nowhere", "names a ResourceManager")]
+    {
+        let mut place = Vhost::ready(&DELAYS).await;
+        let mut settings = scene.settings.clone();
+        settings[0] = format!("spark.environment.HADOOP_CONF_DIR={folder}");
+        let _worker = Worker::start(&place.vhost.uri(), &borrowed(&settings));
+        place
+            .publish("lost", in_cluster(scene.cluster, "lost", "def score(a, b, c): pass").to_string())
+            .await;
+        let failure = place.end_of("lost").await.data.failure.unwrap();
+        assert_eq!(failure.class, FailureClass::Infrastructure);
+        assert!(failure.message.contains(expected), "{}", failure.message);
+    }
+    for (conf, expected) in [
+        (json!({"--master": "local[1]", "--deploy-mode": "cluster"}), "which is no cluster"),
+        (json!({"--master": "spark://h:1", "--deploy-mode": "cluster"}), "Spark runs no Python"),
+        (json!({"--master": "yarn", "--deploy-mode": "here"}), "give client or cluster"),
+        (json!({"--master": "yarn", "spark.yarn.maxAppAttempts": "3"}), "would break the following"),
+    ] {
+        let mut job = spark_job("mode", "def score(a, b, c): pass");
+        job["targetEngine"]["sparkConf"] = conf;
+        job["id"] = json!(expected.replace(' ', "-"));
+        let id = job["id"].as_str().unwrap().to_owned();
+        scene.place.publish(&id, job.to_string()).await;
+        let faults = scene.place.end_of(&id).await.data.faults.unwrap();
+        assert!(faults[0].message.contains(expected), "{faults:?}");
+    }
+}
