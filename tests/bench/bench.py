@@ -13,6 +13,7 @@
     small        wall time of `spark-runtime run` with 1000 records over plain Python
     large        memory of driver and workers together over an input of 2 GB
     runtimes     what it takes to choose among 20 runtimes that are known
+    followed     a worker that looks after a thousand applications in a cluster
 
 What is compared is measured in alternating rounds; the rows give medians. The publisher and the subscriber are the same
 for both systems: this process, with pika. It does not wait for the broker's confirmations, which would measure how fast
@@ -38,6 +39,7 @@ import uuid
 from pathlib import Path
 
 import pika
+from followed import ClusterMeasurements
 from records import RecordMeasurements
 
 HERE = Path(__file__).resolve().parent
@@ -345,7 +347,7 @@ class Table:
         self._row(what, ours, other, figure, bound, "ok" if is_kept else "MISSED")
 
 
-class Bench(RecordMeasurements):
+class Bench(ClusterMeasurements, RecordMeasurements):
     job = staticmethod(job)
 
     def __init__(self, options, folder, table):
@@ -689,7 +691,7 @@ class Bench(RecordMeasurements):
 
 
 MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "ledger"]
-MEASUREMENTS += ["records", "contract", "small", "large", "runtimes"]
+MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "followed"]
 
 
 def arguments():

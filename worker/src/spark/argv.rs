@@ -189,10 +189,12 @@ impl CommandLine {
         self.value(DEPLOY_MODE) == Some("cluster")
     }
 
-    /// The queue of a cluster that the job is for, where somebody says so.
+    /// What the driver asks a cluster for, in words; without what Spark adds for memory outside of the heap.
     #[must_use]
-    pub fn queue(&self) -> Option<&str> {
-        self.value("spark.yarn.queue")
+    pub fn driver_asks(&self) -> String {
+        let memory = self.value("spark.driver.memory").unwrap_or("1g");
+        let cores = self.value("spark.driver.cores").unwrap_or("1");
+        format!("{memory} of memory and {cores} core{}", if cores == "1" { "" } else { "s" })
     }
 
     /// The arguments that stand before the program; secrets are left out. What is `sent` goes to where the job runs beside

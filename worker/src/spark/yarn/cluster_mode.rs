@@ -221,7 +221,8 @@ impl ClusterMode {
         match self.launcher.start_launcher(submission, launcher).await {
             Ok(running) => {
                 let application = ClusterApplication::new(cluster, folder, tag, ticket, following, sought);
-                Ok(Box::new(ClusterApplication { launcher: Some(running), ..application }))
+                let asks = Some(submission.command_line.driver_asks());
+                Ok(Box::new(ClusterApplication { launcher: Some(running), asks, ..application }))
             }
             Err(error) => {
                 // Nothing was started with it; whoever comes next would revoke it as well.
@@ -393,6 +394,8 @@ struct ClusterApplication {
     launcher: Option<Running>,
     /// How it ended, and when.
     launched: Option<(Exit, Instant)>,
+    /// What its driver asks for, in words, where it was submitted here.
+    asks: Option<String>,
     /// What the cluster last told of it.
     known: Option<Report>,
     /// The same for whoever asks meanwhile.
@@ -427,6 +430,7 @@ impl ClusterApplication {
             working_directory: sought.working_directory.clone(),
             launcher: None,
             launched: None,
+            asks: None,
             known: None,
             shown: PlainMutex::default(),
             is_adopted: false,
@@ -797,13 +801,15 @@ impl Application for ClusterApplication {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let report = shown.as_ref().filter(|report| !report.has_place())?;
         let queue = report.queue.as_deref().unwrap_or("default");
+        let mut words = format!("{} in the queue {queue:?} of YARN", report.id);
+        if let Some(asks) = &self.asks {
+            words.push_str(&format!(", whose driver asks for {asks}"));
+        }
         let reason = report.reason();
-        let id = &report.id;
-        Some(if reason.is_empty() {
-            format!("{id} in the queue {queue:?} of YARN")
-        } else {
-            format!("{id} in the queue {queue:?} of YARN, which says: {reason}")
-        })
+        if !reason.is_empty() {
+            words.push_str(&format!("; YARN says: {reason}"));
+        }
+        Some(words)
     }
 
     fn changed(&mut self) -> Awaited<'_, Change> {
