@@ -96,7 +96,7 @@ async fn a_job_in_cluster_mode_finds_its_files_there_and_its_results_come_back()
     place.publish("raising", in_cluster(cluster, "raising", raising).to_string()).await;
     // And one that succeeds without Spark, and trains.
     let mut training = in_cluster(
-        &cluster,
+        cluster,
         "training",
         "def train(inputs, outputs, attachments):\n    open('outputDir/model.bin', 'w').write('weights')\n",
     );

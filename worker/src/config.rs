@@ -408,6 +408,40 @@ pub static SETTINGS: &[Setting] = &[
          worker's in any case.",
     ),
     setting(
+        "yarn.folder",
+        Kind::AnyText,
+        "",
+        "The folder in HDFS for what workers and drivers in a cluster leave for each other. Every worker has to name the same, \
+         and the users of both have to be allowed to write there. When it is empty, it is `/user/<user>/.spark-runtime`.",
+    ),
+    setting(
+        "yarn.service",
+        Kind::AnyText,
+        "",
+        "What sets the applications of this service apart from those of another one on the same cluster. All workers of a \
+         service have to say the same: a worker looks for a job's application by this before it submits one.",
+    ),
+    setting(
+        "yarn.max_followed",
+        Kind::Count { least: 0, most: 1500 },
+        "500",
+        "How many applications in cluster mode a worker looks after, beside the jobs that run on its own machine \
+         (`worker.max_running`).",
+    ),
+    setting(
+        "yarn.grace",
+        span(Duration::ZERO),
+        "10s",
+        "How long after the end of spark-submit the ResourceManager may take to know of an application.",
+    ),
+    setting(
+        "yarn.lost_after",
+        span(SECOND),
+        "1h",
+        "How long an application may be unknown, as while the ResourceManager is away or when it has forgotten it. Then it has \
+         failed with the class `lost`.",
+    ),
+    setting(
         "git.program",
         Kind::Program,
         "git",
@@ -575,40 +609,6 @@ pub static SETTINGS: &[Setting] = &[
         "",
         "A file that holds the user's password at the database and nothing else. It is read for each job, and handed to the job's driver \
          in a file that is gone before anything of the model is loaded.",
-    ),
-    setting(
-        "yarn.folder",
-        Kind::AnyText,
-        "",
-        "The folder in HDFS for what workers and drivers in a cluster leave for each other. Every worker has to name the same, \
-         and the users of both have to be allowed to write there. When it is empty, it is `/user/<user>/.spark-runtime`.",
-    ),
-    setting(
-        "yarn.service",
-        Kind::AnyText,
-        "",
-        "What sets the applications of this service apart from those of another one on the same cluster. All workers of a \
-         service have to say the same: a worker looks for a job's application by this before it submits one.",
-    ),
-    setting(
-        "yarn.max_followed",
-        Kind::Count { least: 0, most: 1500 },
-        "500",
-        "How many applications in cluster mode a worker looks after, beside the jobs that run on its own machine \
-         (`worker.max_running`).",
-    ),
-    setting(
-        "yarn.grace",
-        span(Duration::ZERO),
-        "10s",
-        "How long after the end of spark-submit the ResourceManager may take to know of an application.",
-    ),
-    setting(
-        "yarn.lost_after",
-        span(SECOND),
-        "1h",
-        "How long an application may be unknown, as while the ResourceManager is away or when it has forgotten it. Then it has \
-         failed with the class `lost`.",
     ),
     setting(
         "log.limit",
