@@ -56,14 +56,12 @@ class Settings:
             raise ClusterFault("cannot read {}: {}: {}".format(SETTINGS, type(error).__name__, error))
 
 
-def unpack(folder, to, output_folder):
+def unpack(folder, to):
     """Copies ``folder/work`` into the folder ``to``. What is there already stays: it came on a way of its own.
 
-    Folders with nothing in them do not get through; ``output_folder`` is made. Raises ClusterFault."""
+    Raises ClusterFault."""
     root = os.path.join(folder, WORK)
     try:
-        if output_folder is not None:
-            os.makedirs(os.path.join(to, output_folder), 0o700, exist_ok=True)
         for place, folders, files in os.walk(root):
             here = os.path.normpath(os.path.join(to, os.path.relpath(place, root)))
             for name in folders:

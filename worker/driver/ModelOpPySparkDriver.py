@@ -1209,7 +1209,7 @@ def cluster_reporter(unpacked, folder):
         give_up(EXIT_NOT_RUN, "cannot load {}: {}".format(CLUSTER_MODULE, text_of(error)))
     try:
         settings = module.Settings(unpacked)
-        module.unpack(unpacked, folder, settings.output_folder)
+        module.unpack(unpacked, folder)
         prefer_unpacked_spark()
         with without_model_folders():
             return module.FolderReporter(settings, folder, DriverFault, lambda text: write_log(text + "\n"))
