@@ -17,12 +17,17 @@ When the function has come to its end, the files that it was to leave go into ``
 line of the report, with a list of them, into ``<ticket>.end``: written under another name and renamed, so that it is
 there as a whole or not at all. Nobody takes files for whole that no ``.end`` names.
 
-All of it goes through the JVM that Spark has started already: the same user, configuration and tokens as the job's own
-data. It must be asked before the model is loaded, which could replace what leads there.
+All of it goes through the JVM that Spark has started already: the same user, configuration and tokens as the job's
+own data. What leads there is bound before the model is loaded, which could replace it, and at the end the JVM is asked by a
+connection of its own: a model that closed all descriptors may have something else where the first one was.
+
+The JVM reads the files by descriptors that are open here. In a container it often has no locale, and could then not even
+say a name that is not ASCII.
 """
 
 import json
 import os
+import socket
 import stat
 
 SETTINGS = "model_cluster.json"
@@ -30,6 +35,17 @@ WORK = "work"
 
 MAX_FILES = 10000
 RENAME_ATTEMPTS = 5
+PIECE_BYTES = 1 << 20
+
+COMPLETED = b'{"message":"completed"'
+"""How the line of a job that came to its end begins."""
+
+_open, _close, _fstat, _lstat, _scandir, _getpid = os.open, os.close, os.fstat, os.lstat, os.scandir, os.getpid
+_join = os.path.join
+_set_default_timeout = socket.setdefaulttimeout
+_NULL, _READ_AND_WRITE = os.devnull, os.O_RDWR
+# No link in its place, and no pipe that would be waited for.
+_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ClusterFault(Exception):
@@ -60,9 +76,13 @@ def unpack(folder, to):
     """Copies ``folder/work`` into the folder ``to``. What is there already stays: it came on a way of its own.
 
     Raises ClusterFault."""
+
+    def refuse(error):
+        raise error
+
     root = os.path.join(folder, WORK)
     try:
-        for place, folders, files in os.walk(root):
+        for place, folders, files in os.walk(root, onerror=refuse):
             here = os.path.normpath(os.path.join(to, os.path.relpath(place, root)))
             for name in folders:
                 os.makedirs(os.path.join(here, name), 0o700, exist_ok=True)
@@ -80,91 +100,28 @@ def copy(source, target):
         return
     with open(descriptor, "wb") as written, open(source, "rb") as read:
         while True:
-            piece = read.read(1 << 20)
+            piece = read.read(PIECE_BYTES)
             if not piece:
                 return
             written.write(piece)
 
 
-class FolderReporter:
-    """Leaves the report in the job's folder. The same methods as the driver's other reporter, and the same errors.
+class JobFolder:
+    """The job's folder, by one connection to the JVM. What it is asked raises what py4j does."""
 
-    ``fault`` is the driver's DriverFault; ``note`` writes a line into its log."""
+    def __init__(self, jvm, url):
+        self._path = jvm.org.apache.hadoop.fs.Path
+        self._place = self._path(url)
+        self._system = self._place.getFileSystem(jvm.org.apache.hadoop.conf.Configuration())
 
-    def __init__(self, settings, folder, fault, note):
-        """Takes the ticket. Raises CalledOff, ClusterFault."""
-        self._settings = settings
-        self._folder = folder
-        self._fault = fault
-        self._note = note
-        self._pid = os.getpid()
-        self._lstat, self._walk, self._getpid = os.lstat, os.walk, os.getpid
-        self._loads, self._dumps = json.loads, json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
-        try:
-            from pyspark import SparkContext
+    def has(self, name):
+        """Whether there is a file ``name``."""
+        return self._system.exists(self._child(name))
 
-            # The gateway to the JVM that runs this driver: where there is none, nothing is started.
-            SparkContext._ensure_initialized()
-            self._jvm = SparkContext._jvm
-            self._context = SparkContext
-            self._contexts = note_contexts(SparkContext)
-            self._path = self._jvm.org.apache.hadoop.fs.Path
-            self._local_file = self._jvm.java.io.File
-            self._configuration = self._jvm.org.apache.hadoop.conf.Configuration()
-            self._place = self._path(settings.job_folder)
-            self._system = self._place.getFileSystem(self._configuration)
-            ticket, taken = self._child(settings.ticket), self._child(settings.ticket + ".taken")
-            took = self._renamed(ticket, taken)
-        except CalledOff:
-            raise
-        except Exception as error:
-            raise ClusterFault("cannot reach {}: {}".format(settings.job_folder, one_line(error)))
-        if not took:
-            raise CalledOff("launch {} counts no more; nothing of the job was run".format(settings.ticket))
-
-    def tell(self, line):
-        """The cluster itself tells that the driver is there."""
-
-    def tell_end(self, line):
-        """Sends the files that the function was to leave, if it came to its end, then ``line``."""
-        if self._getpid() != self._pid:
-            raise self._fault("a process that the model forked has nothing to report")
-        try:
-            said = self._loads(line.decode("ascii"))
-            if said["message"] == "completed":
-                self._show_to_cluster()
-                said["files"] = self._send_files()
-            text = self._dumps(said) + "\n"
-            part, end = (self._child(self._settings.ticket + suffix) for suffix in (".end.part", ".end"))
-            stream = self._system.create(part, True)
-            stream.write(bytearray(text.encode("ascii")))
-            stream.close()
-            if not self._renamed(part, end):
-                raise self._fault("the report could not be given its name in {}".format(self._settings.job_folder))
-        except self._fault:
-            raise
-        except Exception as error:
-            raise self._fault(
-                "what the job leaves could not be brought to {}: {}".format(self._settings.job_folder, one_line(error))
-            )
-
-    def _show_to_cluster(self):
-        """Gives the cluster the Spark context that it waits for, where the model has made none: it would take an
-        application without one for failed."""
-        if self._contexts:
-            return
-        try:
-            self._context.getOrCreate()
-        except Exception as error:
-            # What the cluster makes of it, it says itself.
-            self._note("no Spark context could be made at the end: {}".format(one_line(error)))
-
-    def _child(self, name):
-        return self._path(self._place, name)
-
-    def _renamed(self, old, new):
+    def rename(self, old, new):
         """Renames a file; false where there is no such file. A NameNode that did it and whose answer was lost is believed
         by what is there."""
+        old, new = self._child(old), self._child(new)
         error = None
         for _ in range(RENAME_ATTEMPTS):
             try:
@@ -179,35 +136,187 @@ class FolderReporter:
                 error = raised
         raise error
 
-    def _send_files(self):
+    def write(self, name, text):
+        """Writes the bytes ``text`` into the file ``name``."""
+        stream = self._system.create(self._child(name), True)
+        for start in range(0, len(text), PIECE_BYTES):
+            stream.write(bytearray(text[start : start + PIECE_BYTES]))
+        stream.close()
+
+    def send(self, descriptor, folder, name):
+        """Writes what ``descriptor`` is open for into the file ``name`` in ``folder``, which is made."""
+        source = self._path("file:///proc/{}/fd/{}".format(_getpid(), descriptor))
+        self._system.copyFromLocalFile(False, True, source, self._path(self._child(folder), name))
+
+    def _child(self, name):
+        return self._path(self._place, name)
+
+
+class FolderReporter:
+    """Leaves the report in the job's folder. The same methods as the driver's other reporter, and the same errors.
+
+    ``fault`` is the driver's DriverFault, and ``report_line`` makes its lines; ``note`` writes a line into its log."""
+
+    def __init__(self, settings, folder, fault, report_line, note):
+        """Takes the ticket. Raises CalledOff, ClusterFault."""
+        self._settings = settings
+        self._folder = folder
+        self._fault = fault
+        self._report_line = report_line
+        self._note = note
+        self._pid = _getpid()
+        self._taken = settings.ticket + ".taken"
+        try:
+            from pyspark import SparkContext
+
+            # The gateway to the JVM that runs this driver: where there is none, nothing is started.
+            SparkContext._ensure_initialized()
+            self._connect = another_connection(SparkContext._gateway)
+            self._contexts = note_contexts(SparkContext)
+            took = JobFolder(SparkContext._jvm, settings.job_folder).rename(settings.ticket, self._taken)
+        except Exception as error:
+            raise ClusterFault("cannot reach {}: {}".format(settings.job_folder, one_line(error)))
+        if not took:
+            raise CalledOff("launch {} counts no more; nothing of the job was run".format(settings.ticket))
+
+    def tell(self, line):
+        """The cluster itself tells that the driver is there."""
+
+    def tell_end(self, line):
+        """Sends the files that the function was to leave, if it came to its end, then ``line``."""
+        if _getpid() != self._pid:
+            raise self._fault("a process that the model forked has nothing to report")
+        ticket, place = self._settings.ticket, self._settings.job_folder
+        try:
+            take_back_descriptors()
+            jvm = self._connect()
+            folder = JobFolder(jvm, place)
+            if not folder.has(self._taken):
+                # Who removed it would not look for what would be left there from now on.
+                raise self._fault("launch {} counts no more: {} is gone".format(ticket, place))
+            if line.startswith(COMPLETED):
+                self._show_to_cluster(jvm)
+                files = self._report_line({"files": self._send_files(folder)})
+                # The members of two objects become those of one.
+                line = line.rstrip()[:-1] + b"," + files[1:]
+            folder.write(ticket + ".end.part", line)
+            if not folder.rename(ticket + ".end.part", ticket + ".end"):
+                raise self._fault("the report could not be given its name in {}".format(place))
+        except self._fault:
+            raise
+        except Exception as error:
+            raise self._fault("what the job leaves could not be brought to {}: {}".format(place, one_line(error)))
+
+    def _show_to_cluster(self, jvm):
+        """Gives the cluster the Spark context that it waits for, where the model has made none: it would take an
+        application without one for failed.
+
+        It is that of the JVM, which needs nothing of pyspark that the model may have changed. One that the model has
+        stopped was there, and the cluster would take no second one."""
+        if self._contexts:
+            return
+        try:
+            jvm.org.apache.spark.SparkContext.getOrCreate()
+        except Exception as error:
+            # What the cluster makes of it, it says itself.
+            self._note("no Spark context could be made at the end: {}".format(one_line(error)))
+
+    def _send_files(self, folder):
         """Sends the files; gives a list of them with their paths in the driver's folder and their numbers."""
+        paths = list(self._left())
+        if len(paths) > MAX_FILES:
+            raise self._fault("the job leaves more than {} files".format(MAX_FILES))
         sent = []
-        for path in self._left():
-            if len(sent) >= MAX_FILES:
-                raise self._fault("the job leaves more than {} files".format(MAX_FILES))
-            source = self._path(self._local_file(os.path.join(self._folder, path)).toURI())
-            target = self._path(self._child(self._settings.ticket + ".files"), str(len(sent)))
-            self._system.copyFromLocalFile(False, True, source, target)
+        for path in paths:
+            descriptor = _open(_join(self._folder, path), _PLAIN)
+            try:
+                folder.send(descriptor, self._settings.ticket + ".files", str(len(sent)))
+            finally:
+                _close(descriptor)
             sent.append({"path": path, "file": len(sent)})
         return sent
 
     def _left(self):
-        """The relative paths of what is to be sent: plain files alone, no links and nothing behind one."""
-        paths = list(self._settings.outputs)
-        if self._settings.output_folder is not None:
-            root = os.path.join(self._folder, self._settings.output_folder)
-            for place, folders, files in self._walk(root):
-                folders.sort()
-                for name in sorted(files):
-                    paths.append(os.path.relpath(os.path.join(place, name), self._folder))
-        for path in paths:
-            try:
-                status = self._lstat(os.path.join(self._folder, path))
-            except OSError:
-                # The worker says that it is not there.
-                continue
-            if stat.S_ISREG(status.st_mode):
-                yield path
+        """The relative paths of what is to be sent, one more than may be at most: plain files alone, no links and nothing
+        behind one, and what has a name that can be told. Of what is not there the worker says so."""
+        left = {}
+        others = []
+        for path in self._settings.outputs:
+            self._sort_out(path, self._is_plain(path), left, others)
+        if self._settings.output_folder is not None and self._is_folder(self._settings.output_folder):
+            folders = [self._settings.output_folder]
+            while folders and len(left) <= MAX_FILES:
+                folder = folders.pop()
+                with _scandir(_join(self._folder, folder)) as entries:
+                    found = sorted(entries, key=lambda entry: entry.name)
+                for entry in found:
+                    path = folder + "/" + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    else:
+                        self._sort_out(path, entry.is_file(follow_symlinks=False), left, others)
+        if others:
+            more = " and {} more".format(len(others) - 1) if len(others) > 1 else ""
+            self._note("{!a}{} cannot be sent: no plain file, or a name that is no UTF-8".format(others[0], more))
+        return left
+
+    def _sort_out(self, path, is_plain, left, others):
+        if is_plain is None:
+            return
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError:
+            is_plain = False
+        if is_plain:
+            left[path] = True
+        else:
+            others.append(path)
+
+    def _is_plain(self, path):
+        """Whether ``path`` is a plain file and behind no link; None where there is nothing."""
+        parent, _, _ = path.rpartition("/")
+        try:
+            status = _lstat(_join(self._folder, path))
+        except OSError:
+            return None
+        return stat.S_ISREG(status.st_mode) and (not parent or self._is_folder(parent))
+
+    def _is_folder(self, path):
+        """Whether ``path`` is a folder and behind no link."""
+        parts = path.split("/")
+        try:
+            modes = [_lstat(_join(self._folder, *parts[: n + 1])).st_mode for n in range(len(parts))]
+        except OSError:
+            return False
+        return all(stat.S_ISDIR(mode) for mode in modes)
+
+
+def another_connection(gateway):
+    """A function that connects to the JVM of ``gateway`` anew and gives what the ``jvm`` of the new one is."""
+    from py4j.clientserver import ClientServer, JavaParameters, PythonParameters
+    from py4j.java_gateway import GatewayParameters, JavaGateway
+
+    known = gateway.gateway_parameters
+    same = {"address": known.address, "port": known.port, "auth_token": known.auth_token, "auto_convert": True}
+
+    def connect():
+        # It waits as long as a large file takes, whatever the model wants of its own connections.
+        _set_default_timeout(None)
+        if isinstance(gateway, ClientServer):
+            return ClientServer(JavaParameters(**same), PythonParameters(port=0, eager_load=False)).jvm
+        return JavaGateway(gateway_parameters=GatewayParameters(**same)).jvm
+
+    return connect
+
+
+def take_back_descriptors():
+    """Opens those of the standard streams that the model closed: whatever is opened next would be printed into."""
+    for number in range(3):
+        try:
+            _fstat(number)
+        except OSError:
+            # The lowest that is free.
+            _open(_NULL, _READ_AND_WRITE)
 
 
 def note_contexts(context_class):
@@ -216,8 +325,9 @@ def note_contexts(context_class):
     initialize = context_class._initialize_context
 
     def noting(self, configuration):
+        context = initialize(self, configuration)
         made.append(True)
-        return initialize(self, configuration)
+        return context
 
     context_class._initialize_context = noting
     return made

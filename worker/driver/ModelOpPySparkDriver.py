@@ -1181,7 +1181,7 @@ def die_with_parent():
 def give_up(code, text):
     """Ends the process with one line in the log and no report of an end."""
     try:
-        sys.__stderr__.write("{}: {}\n".format(os.path.basename(__file__), " ".join(text.split())))
+        sys.__stderr__.write("{}.py: {}\n".format(DRIVER_MODULE, " ".join(text.split())))
         sys.__stderr__.flush()
     except Exception:
         # The exit code still tells.
@@ -1205,17 +1205,19 @@ def cluster_reporter(unpacked, folder):
         specification = importlib.util.spec_from_file_location(CLUSTER_MODULE, path)
         module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)
-    except (OSError, ImportError) as error:
+        reporter, called_off, cluster_fault = module.FolderReporter, module.CalledOff, module.ClusterFault
+    except Exception as error:
+        # It is not there, or cut off anywhere.
         give_up(EXIT_NOT_RUN, "cannot load {}: {}".format(CLUSTER_MODULE, text_of(error)))
     try:
         settings = module.Settings(unpacked)
         module.unpack(unpacked, folder)
         prefer_unpacked_spark()
         with without_model_folders():
-            return module.FolderReporter(settings, folder, DriverFault, lambda text: write_log(text + "\n"))
-    except module.CalledOff as reason:
+            return reporter(settings, folder, DriverFault, report_line, lambda text: write_log(text + "\n"))
+    except called_off as reason:
         give_up(EXIT_CALLED_OFF, str(reason))
-    except module.ClusterFault as fault:
+    except cluster_fault as fault:
         give_up(EXIT_NOT_RUN, str(fault))
 
 
