@@ -72,10 +72,10 @@ class Settings:
             raise ClusterFault("cannot read {}: {}: {}".format(SETTINGS, type(error).__name__, error))
 
 
-def unpack(folder, to):
+def unpack(folder, to, output_folder):
     """Copies ``folder/work`` into the folder ``to``. What is there already stays: it came on a way of its own.
 
-    Raises ClusterFault."""
+    ``output_folder``, where it is not None, is made: YARN unpacks no folder that has no file in it. Raises ClusterFault."""
 
     def refuse(error):
         raise error
@@ -88,6 +88,8 @@ def unpack(folder, to):
                 os.makedirs(os.path.join(here, name), 0o700, exist_ok=True)
             for name in files:
                 copy(os.path.join(place, name), os.path.join(here, name))
+        if output_folder is not None:
+            os.makedirs(os.path.join(to, output_folder), 0o700, exist_ok=True)
     except OSError as error:
         raise ClusterFault("cannot bring the job's files into the container: {}".format(error))
 

@@ -1211,7 +1211,7 @@ def cluster_reporter(unpacked, folder):
         give_up(EXIT_NOT_RUN, "cannot load {}: {}".format(CLUSTER_MODULE, text_of(error)))
     try:
         settings = module.Settings(unpacked)
-        module.unpack(unpacked, folder)
+        module.unpack(unpacked, folder, settings.output_folder)
         prefer_unpacked_spark()
         with without_model_folders():
             return reporter(settings, folder, DriverFault, report_line, lambda text: write_log(text + "\n"))

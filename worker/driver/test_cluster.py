@@ -239,6 +239,12 @@ class Files(ClusterTest):
         self.assertEqual([ended.read(n) for n in ("data.csv", "pkg/own", "pkg/new")], ["came alone", "own", "archive"])
         self.assertFalse(os.path.exists(os.path.join(self.job_folder, "missing")))
 
+    def test_the_output_folder_is_there_though_no_archive_brings_an_empty_one(self):
+        self.tell_driver(outputFolder="outputDir")
+        ended = self.run_model("def score(a, b, c):\n    open('outputDir/x', 'w').write('x')\n")
+        self.assert_completed(ended)
+        self.assertEqual(self.files(ended), {"outputDir/x": b"x"})
+
     def test_files_of_the_model_do_not_take_the_place_of_what_the_driver_needs(self):
         trap = "raise SystemExit('loaded into the driver')\n"
         names = ["pyspark/__init__.py", "py4j/__init__.py", "json.py", "stat.py", "socket.py", "logging.py"]
@@ -355,8 +361,7 @@ class Report(ClusterTest):
     def test_a_completed_report_has_the_outputs_and_the_output_folder(self):
         names = ["outputDir/" + name for name in ODD_NAMES] + ["outputDir/a/" + name for name in ODD_NAMES]
         names += ["outputDir/a/b/c/d/e", "outputDir/.hidden", "out.csv", "sub/out: \u00fc.csv", "outputDir/both"]
-        for folder in ("sub", "outputDir/empty"):
-            os.makedirs(os.path.join(self.archive, "work", folder))
+        os.makedirs(os.path.join(self.archive, "work", "outputDir", "empty"))
         self.tell_driver(
             outputs=["out.csv", "sub/out: \u00fc.csv", "not-written", "outputDir/both"], outputFolder="outputDir"
         )
@@ -471,7 +476,6 @@ class Report(ClusterTest):
             """
             import os
             def score(a, b, c):
-                os.mkdir("outputDir")
                 open("outputDir/0", "w").close()
                 for number in range(10000):
                     os.link("outputDir/0", "outputDir/x%d" % number)
