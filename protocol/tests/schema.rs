@@ -430,11 +430,11 @@ fn results() -> [JobResult; 3] {
     }
 }
 
-fn classes() -> [FailureClass; 8] {
-    use FailureClass::{Infrastructure, Invalid, Killed, Lost, Model, Staging, Submit, Timeout};
+fn classes() -> [FailureClass; 9] {
+    use FailureClass::{Infrastructure, Invalid, Killed, Lost, Model, Pending, Staging, Submit, Timeout};
     match Invalid {
-        Invalid | Staging | Submit | Model | Killed | Timeout | Lost | Infrastructure => {
-            [Invalid, Staging, Submit, Model, Killed, Timeout, Lost, Infrastructure]
+        Invalid | Staging | Submit | Model | Killed | Pending | Timeout | Lost | Infrastructure => {
+            [Invalid, Staging, Submit, Model, Killed, Pending, Timeout, Lost, Infrastructure]
         }
     }
 }
