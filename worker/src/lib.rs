@@ -14,7 +14,8 @@
 //!                          publisher <────┴──> {spark.history}, then spark.results; copies for a retry or the dead queue
 //! ```
 //!
-//! A **slot** has a channel and a consumer of its own and takes one delivery at a time; there are as many as jobs may run.
+//! A **slot** has a channel and a consumer of its own and takes one delivery at a time; there are as many as jobs may run
+//! here, and one more for each application in a cluster that is followed meanwhile.
 //! A delivery says only that a job is to be looked at. The broker gives a message to one consumer at a time, but it takes it
 //! back whenever a connection is lost, and a worker that is cut off does not know that it is; so **whose a job is says the
 //! ledger** ([`broker::ledger`]), and all else follows from it ([`job::assign`]).
@@ -33,6 +34,12 @@
 //! **Drivers** are never children of the worker but of a **guard** ([`spark::guard`]), which kills them when the
 //! worker is gone or does not answer. The driver tells over a socket what happened; its output is only kept.
 //!
+//! **Drivers in a cluster** run in containers of YARN and outlive the worker, its guard and the lease; only the launcher is
+//! under the guard. Whoever gets a job looks for its application before anything is submitted, and follows the one that is
+//! there. Each launch has a ticket, which its driver takes before it begins; it is revoked before there is another launch, and
+//! of taking and revoking only one succeeds. So there are never two drivers, however late an application is handed over.
+//! What a driver has to say lies in a folder of the cluster's file system (`spark::yarn`).
+//!
 //! **What a job only refers to** is fetched before it is checked ([`repository`]), and what it requires decides which Python
 //! runs it ([`runtimes`]). Both run helper programs ([`program`]), which end with whoever waits for them.
 //!
@@ -43,7 +50,8 @@
 //! **Files elsewhere** are read and written through [`storage`], whatever they lie on; what strangers have packed is unpacked
 //! by [`archive`]. Neither knows a job.
 //!
-//! **Truth.** A job has completed when its driver says so *and* its processes ended in order ([`job::collect`]).
+//! **Truth.** A job has completed when its driver says so *and* its processes ended in order, or its cluster says so as well
+//! ([`job::collect`]).
 //!
 //! **One place each**: what a record means ([`broker::ledger::fold`]), what is published in which order ([`job::settle`]),
 //! whether there is another attempt (the same),
