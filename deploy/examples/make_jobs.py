@@ -19,6 +19,11 @@ writes into FOLDER, below ``data``, a passenger list, e-mails and applications f
 
 Scoring and metrics need what was trained, so a training job goes first. Every run gives the jobs new ids: a job id that
 was settled once is not run again.
+
+    deploy/examples/make_jobs.py FOLDER --yarn hdfs://HOST:PORT/PLACE
+
+writes the first five alone, for a YARN in cluster mode: their data is looked for in PLACE of that HDFS, where FOLDER/data
+has to be copied to, and what they make goes there.
 """
 
 import argparse
@@ -31,6 +36,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "email"))
@@ -141,14 +147,16 @@ def from_git(asset, path, info):
     return {**kept, "repositoryInfo": {**info, "filePath": path}}
 
 
-def external_file(path, role, file_format=None):
-    """The asset of a file or folder that stays where it is."""
+def external_file(place, role, file_format=None):
+    """The asset of a file or folder that stays where it is: at a path, or behind a URL."""
+    url = str(place)
+    name = url.rsplit("/", 1)[-1]
     asset = {
-        "name": path.name,
+        "name": name,
         "assetType": "EXTERNAL_FILE",
         "assetRole": role,
-        "fileUrl": str(path),
-        "filename": path.name,
+        "fileUrl": url,
+        "filename": name,
         # A path without a scheme is in the file system that Hadoop's configuration names, else on this machine.
         "repositoryInfo": {"repositoryType": "HDFS_REPOSITORY", "host": "", "port": 0},
     }
@@ -229,10 +237,31 @@ def make_invalid_job():
 
 def make_jobs(folder, master):
     """The jobs by name; ``folder`` is where their data lies, as an absolute path."""
+    return {
+        **make_forest_jobs(folder / "data", folder, master),
+        **make_email_jobs(folder, master),
+        **make_roles_jobs(folder, master),
+    }
+
+
+def make_yarn_jobs(place):
+    """The jobs of the random forest for a YARN in cluster mode; ``place`` is a folder of its HDFS, as a URL."""
+    # What they read is named by URLs, and what they make by the paths in them: in a cluster both mean the same.
+    jobs = make_forest_jobs(f"{place}/data", urlsplit(place).path, "yarn")
+    for job in jobs.values():
+        if "targetEngine" in job:
+            job["jobParameters"].update({"--driver-memory": "512m", "--num-executors": "1"})
+            job["targetEngine"]["sparkConf"]["--deploy-mode"] = "cluster"
+            job["targetEngine"]["sparkConf"]["spark.executor.extraJavaOptions"] = "-XX:TieredStopAtLevel=1"
+    return jobs
+
+
+def make_forest_jobs(data, made, master):
+    """Training, scoring and metrics of a random forest, and two that fail; ``data`` and ``made`` are paths or URLs."""
     features = secondary_sources(HERE / "features")
-    train = external_file(folder / "data" / "train.csv", "TRAINING_DATA", "CSV")
-    holdout = external_file(folder / "data" / "holdout.csv", "TEST_DATA", "CSV")
-    trained = external_file(folder / "trained", "WEIGHTS_FILE")
+    train = external_file(f"{data}/train.csv", "TRAINING_DATA", "CSV")
+    holdout = external_file(f"{data}/holdout.csv", "TEST_DATA", "CSV")
+    trained = external_file(f"{made}/trained", "WEIGHTS_FILE")
     summary = {"name": "summary.json", "assetType": "FILE", "filename": "summary.json", "fileFormat": "JSON"}
 
     training_assets = [primary_source(HERE / "training" / "survival_training.py"), *features]
@@ -254,15 +283,13 @@ def make_jobs(folder, master):
         *secondary_sources(HERE / "failing" / "survival_rules"),
         inner_file(HERE / "failing" / "settings.json"),
     ]
-    scored = external_file(folder / "scored", "UNKNOWN", "CSV")
+    scored = external_file(f"{made}/scored", "UNKNOWN", "CSV")
     return {
         "training": make_job("MODEL_BATCH_TRAINING_JOB", training_assets, [train], [trained], master),
         "scoring": make_job("MODEL_BATCH_JOB", scoring_assets, [holdout], [scored, summary], master),
         "metrics": make_job("MODEL_BATCH_TEST_JOB", metrics_assets, [holdout], [], master),
         "failing": make_job("MODEL_BATCH_JOB", failing_assets, [holdout], [], master),
         "invalid": make_invalid_job(),
-        **make_email_jobs(folder, master),
-        **make_roles_jobs(folder, master),
     }
 
 
@@ -334,14 +361,20 @@ def write_repository(folder):
 def main():
     parser = argparse.ArgumentParser(description="Makes jobs that can be run or published, with their data.")
     parser.add_argument("folder", type=Path, help="where the jobs and their data go")
-    parser.add_argument("--master", default="local[2]", help="where Spark runs them (default: %(default)s)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--master", default="local[2]", help="where Spark runs them (default: %(default)s)")
+    where.add_argument("--yarn", metavar="URL", help="they run on YARN, with their data in this folder of its HDFS")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     write_passengers(folder / "data")
-    write_emails(folder / "data")
-    write_applications(folder / "data")
-    write_repository(folder / "models.git")
-    for name, job in make_jobs(folder, arguments.master).items():
+    if arguments.yarn:
+        jobs = make_yarn_jobs(arguments.yarn.rstrip("/"))
+    else:
+        write_emails(folder / "data")
+        write_applications(folder / "data")
+        write_repository(folder / "models.git")
+        jobs = make_jobs(folder, arguments.master)
+    for name, job in jobs.items():
         path = folder / f"{name}.json"
         path.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
         print(path)
