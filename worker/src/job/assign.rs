@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::claim::{Candidate, Ownership, Reader, claim};
 use super::settle::{
     Desk, Outcome, Settled, cancelled, conflict, exhausted, expelled, given_back, look_again, refused,
-    repeat, settle,
+    repeat, settle, unknown,
 };
 use super::{
     Attempt, Claim, Context, End, Kept, Stop, StopReason, Stopper, clean, keep, outputs, run, sought,
@@ -270,7 +270,9 @@ impl Assigner {
             _ => Elsewhere::Nothing,
         };
         let attempt = match candidate.content {
-            _ if elsewhere == Elsewhere::Unknown => given_back(),
+            // Whoever takes it next looks again.
+            _ if elsewhere == Elsewhere::Stopped => given_back(),
+            _ if let Elsewhere::Unknown(reason) = &elsewhere => unknown(reason),
             // Before all else: whoever cancelled it was told that it would be cancelled.
             _ if claimed.cancelled => cancelled(),
             Err(faults) => refused(faults),
@@ -320,12 +322,9 @@ impl Assigner {
         };
         let ended = tokio::select! {
             ended = ended => ended,
-            _ = stop.stronger(Some(StopReason::Cancel)) => return Elsewhere::Unknown,
+            _ = stop.stronger(Some(StopReason::Cancel)) => return Elsewhere::Stopped,
         };
-        ended.unwrap_or_else(|error| {
-            tracing::warn!(job_id = %claim.job, %error, "it cannot be known what of the job runs in the cluster");
-            Elsewhere::Unknown
-        })
+        ended.unwrap_or_else(|error| Elsewhere::Unknown(error.to_string()))
     }
 
     async fn conclude(&self, claim: &Claim, held: Held, message: &Message, attempt: Attempt) -> Outcome {
@@ -343,14 +342,16 @@ impl Assigner {
 }
 
 /// What is known of a job's applications in a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Elsewhere {
     /// There is none, and there never will be one.
     Nothing,
     /// There is one to be followed.
     Something,
-    /// It cannot be known now.
-    Unknown,
+    /// This worker leaves before it could be known.
+    Stopped,
+    /// It cannot be known, and why.
+    Unknown(String),
 }
 
 /// Whether an attempt after which there might be another one is the last, because somebody wants none.

@@ -406,6 +406,15 @@ pub fn given_back() -> Attempt {
     Attempt { end: End::GivenBack, course: Course::default() }
 }
 
+/// The end of an attempt before which it could not be known what of the job runs in a cluster. It is tried again like any
+/// other, and the last one says so.
+#[must_use]
+pub fn unknown(reason: &str) -> Attempt {
+    let message = format!("it cannot be known what of the job runs in the cluster: {reason}");
+    let failure = Box::new(plain(FailureClass::Infrastructure, message));
+    Attempt { end: End::Failed { failure, may_pass: true }, course: Course::default() }
+}
+
 /// The end of a message that is no job that can be run.
 #[must_use]
 pub fn refused(faults: Vec<Fault>) -> Attempt {

@@ -565,7 +565,7 @@ impl ClusterApplication {
                     "it cannot be known yet whether YARN has the application"
                 );
                 tokio::time::sleep(FIRST_PAUSE).await;
-                None
+                self.ask_again()
             }
         }
     }
