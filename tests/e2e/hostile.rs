@@ -81,7 +81,7 @@ async fn every_message_that_is_no_job_is_rejected_with_all_its_faults_and_kept()
         ("two-parameters", source("def score(a, b): pass"), "takes 2 arguments"),
         ("no-records", source("def score(record): yield record"), "scores the records of its inputs"),
         ("class-flag", flag("--class", "x"), "--class"),
-        ("mode-flag", flag("--deploy-mode", "cluster"), "cluster mode"),
+        ("mode-flag", flag("--deploy-mode", "cluster"), "which is no cluster"),
         ("odd-flag", flag("--executor-memroy", "1g"), "did you mean --executor-memory"),
     ];
     for (id, body, _) in &cases {

@@ -107,7 +107,11 @@ impl CommandLine {
             })?;
             line.settings.insert(0, master);
         }
-        line.check_modes().map_err(|message| vec![Fault::new("", message)])?;
+        line.check_modes().map_err(|message| {
+            let names_mode = |name: &str| name == "--deploy-mode" || name == DEPLOY_MODE;
+            let at = job.flags().iter().find(|flag| names_mode(&flag.name));
+            vec![Fault::new(at.map_or("", |flag| flag.pointer.as_str()), message)]
+        })?;
         Ok(line)
     }
 
