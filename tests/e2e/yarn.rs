@@ -12,7 +12,7 @@ use spark_runtime_tests::cluster::{Cluster, Daemon, Part};
 use spark_runtime_tests::jobs::assets;
 use spark_runtime_worker::spark::yarn::configuration::addresses;
 use spark_runtime_worker::spark::yarn::end::{Ended, Patience, end};
-use spark_runtime_worker::spark::yarn::find::{Found, look_twice};
+use spark_runtime_worker::spark::yarn::find::{Found, look};
 use spark_runtime_worker::spark::yarn::follow::{Following, Pace, Sight, Watch};
 use spark_runtime_worker::spark::yarn::logs::{Bounds, DriverLog, Kept, Outcome, Source, fetch};
 use spark_runtime_worker::spark::yarn::resource_manager::{Report, ResourceManager, Standing};
@@ -133,7 +133,7 @@ async fn applications_of_a_real_yarn_are_found_by_their_tags_followed_and_ended(
     until_seen(&mut living, |sight| first(sight).is_some()).await;
 
     // Who gets the job now finds the live one, and submits nothing.
-    let found = look_twice(watch.cluster(), &lives, Duration::from_millis(100)).await.unwrap();
+    let found = look(watch.cluster(), &lives).await.unwrap();
     let Found::Alive { first: live, others } = found else { panic!("{found:?}") };
     assert_eq!((&live.id, others.len()), (&alive, 0));
     let patience = Patience { look: Duration::from_millis(100), ..Patience::default() };
@@ -142,7 +142,7 @@ async fn applications_of_a_real_yarn_are_found_by_their_tags_followed_and_ended(
     assert_eq!(report.standing(), Standing::Killed);
     assert!(report.reason().contains("was killed by user"), "{report:?}");
     until_seen(&mut living, |sight| first(sight).is_some_and(|report| report.state.is_over())).await;
-    let found = look_twice(watch.cluster(), &lives, Duration::from_millis(100)).await.unwrap();
+    let found = look(watch.cluster(), &lives).await.unwrap();
     assert!(matches!(found, Found::Over(_)), "{found:?}");
     // Once more changes nothing, and what is not there cannot be ended.
     assert_eq!(watch.cluster().kill(&alive).await, Ok(true));

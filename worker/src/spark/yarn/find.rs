@@ -1,12 +1,9 @@
 //! Which application is a job's: by its tag, and never by what a launcher has said.
 //!
-//! A launcher may have died before YARN had taken its application, after that, or just in between. So nobody submits for
-//! a job before two looks with a grace in between have found nothing: then there is never more than one application, and
-//! never one that nobody knows of.
+//! What is not there yet may still come: a launcher may be about to hand it over. That it never runs then is seen to by
+//! whoever looks, with the tickets of [`super::job_folder`].
 //!
 //! This module must not submit anything.
-
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -70,32 +67,11 @@ pub async fn look(cluster: &ResourceManager, tag: &str) -> Result<Found, Resourc
     Ok(Found::Alive { first, others: alive })
 }
 
-/// Looks for what carries `tag`, and once more after `grace` when nothing of it is alive: a launcher that died a moment
-/// ago may have handed over what the ResourceManager does not tell of yet.
-///
-/// # Errors
-/// [`ResourceManagerError`]: then nothing is known, and nothing may be submitted.
-pub async fn look_twice(
-    cluster: &ResourceManager,
-    tag: &str,
-    grace: Duration,
-) -> Result<Found, ResourceManagerError> {
-    match look(cluster, tag).await? {
-        alive @ Found::Alive { .. } => Ok(alive),
-        Found::Over(_) | Found::Nothing => {
-            tokio::time::sleep(grace).await;
-            look(cluster, tag).await
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::resource_manager::is_tag;
     use super::super::scripted::{Scripted, answer, listing, report};
     use super::*;
-
-    const GRACE: Duration = Duration::from_millis(10);
 
     fn client(cluster: &Scripted) -> ResourceManager {
         ResourceManager::new(std::slice::from_ref(&cluster.address), None).unwrap()
@@ -133,27 +109,17 @@ mod tests {
             &report("application_1_2", "ACCEPTED", "t", 2),
         ])])
         .await;
-        let found = look_twice(&client(&cluster), "t", GRACE).await.unwrap();
+        let found = look(&client(&cluster), "t").await.unwrap();
         assert_eq!(alive(&found), ["application_1_2", "application_1_3"]);
         assert_eq!(cluster.asked().len(), 1);
     }
 
     #[tokio::test]
-    async fn what_a_launcher_handed_over_before_it_died_is_found_by_the_second_look() {
-        let late = report("application_1_2", "NEW_SAVING", "t", 2);
-        let early = report("application_1_1", "KILLED", "t", 1);
-        let cluster = Scripted::start(vec![listing(&[&early]), listing(&[&early, &late])]).await;
-        let found = look_twice(&client(&cluster), "t", GRACE).await.unwrap();
-        assert_eq!(alive(&found), ["application_1_2"]);
-    }
-
-    #[tokio::test]
-    async fn nothing_is_nothing_only_after_two_looks_that_were_both_answered() {
+    async fn nothing_is_nothing_only_where_the_cluster_says_so() {
         let cluster = Scripted::start(vec![listing(&[])]).await;
-        assert_eq!(look_twice(&client(&cluster), "t", GRACE).await, Ok(Found::Nothing));
-        assert_eq!(cluster.asked().len(), 2);
-        let cluster = Scripted::start(vec![listing(&[]), answer("500 Internal Server Error", "")]).await;
-        let error = look_twice(&client(&cluster), "t", GRACE).await.unwrap_err();
+        assert_eq!(look(&client(&cluster), "t").await, Ok(Found::Nothing));
+        let cluster = Scripted::start(vec![answer("500 Internal Server Error", "")]).await;
+        let error = look(&client(&cluster), "t").await.unwrap_err();
         assert!(matches!(error, ResourceManagerError::Away(_)));
     }
 
@@ -164,7 +130,7 @@ mod tests {
             &report("application_1_2", "FINISHED", "t", 2),
         ])])
         .await;
-        let found = look_twice(&client(&cluster), "t", GRACE).await.unwrap();
+        let found = look(&client(&cluster), "t").await.unwrap();
         let Found::Over(reports) = found else { panic!("{found:?}") };
         assert_eq!(reports[0].id, "application_1_2");
     }

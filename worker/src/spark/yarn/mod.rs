@@ -1,7 +1,7 @@
 //! YARN: what its ResourceManager knows of applications, and how they are followed and ended by its REST interface.
 //!
 //! ```text
-//! addresses (yarn-site.xml) ──> ResourceManager ──┬──> look_twice: is there an application of the job already?
+//! addresses (yarn-site.xml) ──> ResourceManager ──┬──> look: is there an application of the job already?
 //!                                                 ├──> Watch ──> Following, one for each application
 //!                                                 ├──> logs::fetch: what its driver wrote
 //!                                                 └──> end: kill it, and wait until it is over
