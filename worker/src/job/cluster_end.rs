@@ -85,9 +85,7 @@ pub(super) fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
     match cut {
         Some(Cut::Stopped(reason)) => return Verdict::Stopped(reason),
         Some(Cut::RunDeadline) => {
-            let message =
-                format!("the job ran longer than {} (job.run_timeout) and was ended", limits.run_timeout);
-            return failed(FailureClass::Timeout, message, false);
+            return failed(FailureClass::Timeout, limits.ran_too_long(), false);
         }
         Some(Cut::PendingDeadline) => {
             let what = waited_for.unwrap_or_else(|| "the application in the cluster".to_owned());

@@ -172,6 +172,13 @@ pub(super) struct Limits {
     pub(super) starter: &'static str,
 }
 
+impl Limits {
+    /// What is said of a job that was ended by its run deadline, wherever it ran.
+    pub(super) fn ran_too_long(&self) -> String {
+        format!("the job ran longer than {} (job.run_timeout) and was ended", self.run_timeout)
+    }
+}
+
 /// What a driver says of records, no larger than anybody reads. The model runs in its process, and might say anything.
 fn bounded(mut records: Records) -> Records {
     let cut = |text: &mut String| {
@@ -239,9 +246,7 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
     match cut {
         Some(Cut::Stopped(reason)) => return Verdict::Stopped(reason),
         Some(Cut::RunDeadline) => {
-            let message =
-                format!("the job ran longer than {} (job.run_timeout) and was ended", limits.run_timeout);
-            return failed(FailureClass::Timeout, message, false);
+            return failed(FailureClass::Timeout, limits.ran_too_long(), false);
         }
         Some(Cut::SubmitDeadline | Cut::PendingDeadline) => {
             let message = format!(
