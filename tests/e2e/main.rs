@@ -23,6 +23,7 @@ mod records;
 mod rights;
 mod sick;
 mod spark;
+mod standalone;
 mod time_out;
 mod tls;
 mod training;

@@ -51,7 +51,9 @@ pub enum Daemon {
     ResourceManager,
     /// The one that runs containers.
     NodeManager,
-    /// The worker of the standalone Spark.
+    /// The master of the standalone Spark.
+    Master,
+    /// Its worker.
     Worker,
 }
 
@@ -61,6 +63,7 @@ impl Daemon {
             Self::NameNode => "NAMENODE",
             Self::ResourceManager => "RESOURCEMANAGER",
             Self::NodeManager => "NODEMANAGER",
+            Self::Master => "MASTER",
             Self::Worker => "WORKER",
         }
     }
@@ -71,6 +74,7 @@ impl Daemon {
 pub struct Cluster {
     directory: PathBuf,
     aggregates_logs: bool,
+    recovers: bool,
     settings: Mutex<HashMap<String, String>>,
 }
 
@@ -109,7 +113,7 @@ impl Cluster {
                 // SAFETY: the function is safe to call at any time, the end of the process included.
                 unsafe { libc::atexit(remove_shared) };
                 let name = format!("spark-runtime-test-cluster-{}", uuid::Uuid::new_v4().simple());
-                Self::at(std::env::temp_dir().join(name))
+                Self::at(std::env::temp_dir().join(name)).recovering()
             });
             cluster.up(parts);
             cluster
@@ -121,13 +125,19 @@ impl Cluster {
     /// A cluster in a folder of the caller's choice, of which nothing is started yet.
     #[must_use]
     pub fn at(directory: PathBuf) -> Self {
-        Self { directory, aggregates_logs: false, settings: Mutex::default() }
+        Self { directory, aggregates_logs: false, recovers: false, settings: Mutex::default() }
     }
 
     /// The same, whose YARN moves the logs of an application that is over into HDFS; HDFS is to be started first.
     #[must_use]
     pub fn aggregating_logs(self) -> Self {
         Self { aggregates_logs: true, ..self }
+    }
+
+    /// The same, whose ResourceManager and standalone master know the applications of before when they are started again.
+    #[must_use]
+    pub fn recovering(self) -> Self {
+        Self { recovers: true, ..self }
     }
 
     /// Starts what is not running of some parts. Two callers at once do not disturb each other.
@@ -156,6 +166,9 @@ impl Cluster {
         }
         if verb == "up" && self.aggregates_logs {
             command.arg("--aggregate-logs");
+        }
+        if verb == "up" && self.recovers {
+            command.arg("--recover");
         }
         if let Some(home) = std::env::var_os("SPARK_RUNTIME_TEST_SPARK_HOME") {
             command.env("SPARK_HOME", home);

@@ -23,6 +23,9 @@ The report is newline-delimited JSON, ASCII only, without NaN::
 
     {"message":"hello","protocol":1,"pid":4711,"python":"3.11.7"}
     {"message":"running","function":"score"}
+    {"message":"waiting","application":"app-1","master":"spark://h:7077","memory":"1g","cores":null,"most_cores":null,
+     "had_executors":false}
+    {"message":"placed"}
     {"message":"completed","results":{...} or null,"records":{...}}
     {"message":"failed","kind":"model" or "contract","exception":{"type","message","traceback","frame"},"functions":[],
      "record":17,"input":"test.csv"}
@@ -31,6 +34,10 @@ The report is newline-delimited JSON, ASCII only, without NaN::
 parameters, a syntax error, results that have no JSON form); what the model raises is ``model``. ``frame`` is the last
 line in the model's own files that the exception passed, or null. ``functions`` are those that the model has.
 ``records`` is there for record models only; ``record`` and ``input`` only where one of them raised at a record.
+
+``waiting`` and ``placed`` come from a third thread, and only with ``--watch-executors``: ``waiting`` when there are stages
+of the model that could run and not one executor for them, ``placed`` when that is over. A model that asks nothing of
+executors never waits for any.
 
 A second thread reads the socket. Its end of file means that the worker is gone, and then nobody may go on working for
 it: the process ends at once. Processes that the model forks have neither that thread nor the socket, and when one of
@@ -91,6 +98,7 @@ import math
 import signal
 import socket
 import stat
+import time
 import traceback
 
 sys.path[:] = _SEARCH_PATH
@@ -130,6 +138,7 @@ CONNECT_SECONDS = 10.0
 EXIT_HANDLERS_SECONDS = 5.0
 STOP_SPARK_SECONDS = 5.0
 FLUSH_SECONDS = 2.0
+WATCH_SECONDS = 1.0
 
 SCORE_JOB = "MODEL_BATCH_JOB"
 TEST_JOB = "MODEL_BATCH_TEST_JOB"
@@ -155,6 +164,8 @@ DRIVER_MODULES = (
 DRIVER_FILES = tuple(name + ".py" for name in DRIVER_MODULES)
 ASSET_LISTS = ("job_input", "job_output", "job_model_assets_input")
 
+WATCH_EXECUTORS = "--watch-executors"
+
 PR_SET_PDEATHSIG = 1
 MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -168,6 +179,8 @@ _get_signal = signal.getsignal
 _SIGNALS = sorted(signal.valid_signals())
 _start_thread = _thread.start_new_thread
 _new_lock = _thread.allocate_lock
+_sleep = time.sleep
+_modules = sys.modules
 _line_of_source = linecache.getline
 _TracebackException = traceback.TracebackException
 _clear_frames = traceback.clear_frames
@@ -243,6 +256,8 @@ class SocketReporter:
         self._send_all = connection.sendall
         self._receive = connection.recv
         self._ending = False
+        # One line after the other, whichever thread has it.
+        self._sending = _new_lock()
         # A forked process that kept the connection would hide the driver's death from the worker.
         os.register_at_fork(after_in_child=connection.close)
         # Do not let the model begin before the thread reads, or a model that closes descriptors could be taken for a
@@ -258,7 +273,8 @@ class SocketReporter:
             raise DriverFault("a process that the model forked has nothing to report")
         if self._identity_now() != self._identity:
             raise DriverFault("the model closed the connection to the worker")
-        self._send_all(line, MSG_NOSIGNAL)
+        with self._sending:
+            self._send_all(line, MSG_NOSIGNAL)
 
     def tell_end(self, line):
         """Sends the last line. From here on the worker may hang up, which no longer means that it is gone."""
@@ -283,6 +299,71 @@ class SocketReporter:
                 return
         if not self._ending:
             _exit(EXIT_WORKER_GONE)
+
+
+class ExecutorsWatch:
+    """Looks now and then whether work of the model waits for executors that its cluster does not give, and tells so.
+
+    What it asks the JVM goes by a connection of its own thread. When the model bends what leads there, nothing is told:
+    nobody takes a job for waiting that does not say so.
+    """
+
+    def __init__(self, tell):
+        """``tell`` takes a line of the report."""
+        self._tell = tell
+        self._had_executors = False
+        self._is_waiting = False
+
+    def start(self):
+        """Looks from now on, in a thread of its own."""
+        _start_thread(self._run, ())
+
+    def _run(self):
+        while True:
+            _sleep(WATCH_SECONDS)
+            try:
+                wait = self._look()
+            except Exception:
+                # The context is being stopped, or the model broke something: it may be better next time.
+                continue
+            if (wait is not None) == self._is_waiting:
+                continue
+            self._is_waiting = wait is not None
+            try:
+                self._tell(report_line({"message": "placed"} if wait is None else wait))
+            except (OSError, DriverFault):
+                # Nobody listens any more. That is for others to see.
+                return
+
+    def _look(self):
+        """What is to be told of work that waits, or None where none does."""
+        spark = _modules.get("pyspark")
+        context = getattr(getattr(spark, "SparkContext", None), "_active_spark_context", None)
+        java = getattr(context, "_jsc", None)
+        if java is None:
+            return None
+        java = java.sc()
+        tracker = java.statusTracker()
+        # The driver itself is one of them.
+        if len(tracker.getExecutorInfos()) > 1:
+            self._had_executors = True
+            return None
+        if len(tracker.getActiveStageIds()) == 0:
+            return None
+        settings = java.conf()
+
+        def setting(name):
+            return bounded(settings.get(name, ""), MAX_LINE_BYTES) or None
+
+        return {
+            "message": "waiting",
+            "application": bounded(java.applicationId(), MAX_LINE_BYTES),
+            "master": bounded(java.master(), MAX_LINE_BYTES),
+            "memory": setting("spark.executor.memory"),
+            "cores": setting("spark.executor.cores"),
+            "most_cores": setting("spark.cores.max"),
+            "had_executors": self._had_executors,
+        }
 
 
 def without_lone_surrogates(text):
@@ -1283,14 +1364,18 @@ def main():
     folder = os.getcwd()
     # The working directory is the job's: what Python compiles does not belong among its outputs.
     sys.dont_write_bytecode = True
-    path = argument_of(sys.argv[1:], "--report-socket")
-    unpacked = argument_of(sys.argv[1:], "--cluster")
+    arguments = sys.argv[1:]
+    watches_executors = arguments[-1:] == [WATCH_EXECUTORS]
+    if watches_executors:
+        del arguments[-1:]
+    path = argument_of(arguments, "--report-socket")
+    unpacked = argument_of(arguments, "--cluster")
     if path is not None:
         reporter = socket_reporter(path)
     elif unpacked is not None:
         reporter = cluster_reporter(os.path.join(folder, unpacked), folder)
     else:
-        give_up(EXIT_USAGE, "usage: --report-socket PATH, or --cluster FOLDER")
+        give_up(EXIT_USAGE, "usage: --report-socket PATH [--watch-executors], or --cluster FOLDER")
 
     try:
         version = "{}.{}.{}".format(*sys.version_info[:3])
@@ -1302,6 +1387,8 @@ def main():
         records = records_module(job)
         prepare_for_model(job)
         reporter.tell(report_line({"message": "running", "function": job.function}))
+        if path is not None and watches_executors:
+            ExecutorsWatch(reporter.tell).start()
         end = certain_end_of(Model(job, records), job)
         reporter.tell_end(end.line)
     except DriverFault as fault:

@@ -206,6 +206,62 @@ class Report(DriverTest):
         with open(os.path.join(self.folder, "gate"), "w"):
             self.assertEqual(json.loads(report.readline())["message"], "completed")
 
+    def test_work_that_waits_for_executors_is_told_and_that_it_waits_no_more(self):
+        # A context like that of pyspark, with what is asked of it: stages without executors, then one of these.
+        self.stage(
+            """
+            import sys, types
+
+            class Context:
+                executors = 1
+                sc = statusTracker = conf = lambda self: self
+                applicationId = lambda self: "app-1"
+                master = lambda self: "spark://h:1"
+                get = lambda self, name, default: "8g" if name == "spark.executor.memory" else default
+                getActiveStageIds = lambda self: [0]
+                getExecutorInfos = lambda self: [None] * self.executors
+
+            def score(a, b, c):
+                context = Context()
+                pyspark = sys.modules["pyspark"] = types.ModuleType("pyspark")
+                pyspark.SparkContext = types.SimpleNamespace(_active_spark_context=types.SimpleNamespace(_jsc=context))
+                open("gate").close()
+                context.executors = 2
+                open("gate").close()
+                context.executors = 1
+                open("gate").close()
+                del sys.modules["pyspark"]
+            """
+        )
+        gate = os.path.join(self.folder, "gate")
+        os.mkfifo(gate)
+        listener = self.listen()
+        self.start("--report-socket", "../driver.sock", "--watch-executors")
+        report = self.connect(listener).makefile("rb")
+        self.addCleanup(report.close)
+
+        def heard():
+            return json.loads(report.readline())
+
+        self.assertEqual([heard()["message"], heard()["message"]], ["hello", "running"])
+        waiting = {
+            "message": "waiting",
+            "application": "app-1",
+            "master": "spark://h:1",
+            "memory": "8g",
+            "cores": None,
+            "most_cores": None,
+            "had_executors": False,
+        }
+        self.assertEqual(heard(), waiting)
+        open(gate, "w").close()
+        self.assertEqual(heard(), {"message": "placed"})
+        open(gate, "w").close()
+        self.assertEqual(heard(), dict(waiting, had_executors=True))
+        open(gate, "w").close()
+        # It may be told or not that nothing waits any more when the end comes.
+        self.assertIn("completed", [heard()["message"] for _ in range(1)] + [json.loads(l)["message"] for l in report])
+
     def test_a_connection_that_fails_is_exit_70_with_one_line_and_no_model_run(self):
         self.stage("open('imported', 'w').close()\n")
         process = self.start()

@@ -363,6 +363,13 @@ pub static SETTINGS: &[Setting] = &[
         "The master for jobs that do not name one: `local[*]`, `local[2]`, `spark://host:7077` or `yarn`.",
     ),
     setting(
+        "spark.master_page_port",
+        Kind::Count { least: 1, most: 65_535 },
+        "8080",
+        "The port of the page of a standalone master (`spark.master.ui.port`), which is asked why an application gets no \
+         executors, and whether the master still knows it.",
+    ),
+    setting(
         "spark.python",
         Kind::Program,
         "",
@@ -837,6 +844,8 @@ pub struct SparkSettings {
     pub submit: Option<PathBuf>,
     /// The master for jobs that do not name one.
     pub master: String,
+    /// Where the page of a standalone master is, on its host.
+    pub master_page_port: u16,
     /// The Python of drivers and executors; a bare name is looked up on the PATH.
     pub python: Option<PathBuf>,
     /// The policy file.
@@ -1105,6 +1114,7 @@ impl Settings {
                 home: reader.path("spark.home"),
                 submit: reader.path("spark.submit"),
                 master: reader.text("spark.master"),
+                master_page_port: u16::try_from(reader.count("spark.master_page_port")).unwrap_or(8080),
                 python: reader.path("spark.python"),
                 policy: reader.path("spark.policy"),
                 environment: reader.environment("spark.environment"),

@@ -1327,6 +1327,7 @@ fn client_mode() -> ClientMode {
     let settings = SparkSettings {
         home: None,
         submit: Some("/bin/true".into()),
+        master_page_port: 8080,
         master: "local".into(),
         python: None,
         policy: None,

@@ -131,7 +131,8 @@ fn report_socket(arguments: &[String]) -> Result<&str, Trouble> {
     let driver =
         arguments.iter().position(is_driver).ok_or_else(|| Trouble::usage(format!("no {DRIVER} to run")))?;
     match &arguments[driver + 1..] {
-        [flag, socket] if flag == "--report-socket" => Ok(socket),
+        // What else it is told is whether to look for executors, of which this one has none.
+        [flag, socket, ..] if flag == "--report-socket" => Ok(socket),
         other => Err(Trouble::usage(format!("the driver wants --report-socket PATH, not {other:?}"))),
     }
 }

@@ -57,8 +57,9 @@ pub async fn bring(
     let mut budget = Budget::new(limits(settings));
     let mut attachments = files(job);
     let mut stopping = stop.clone();
+    let storage = Storage::of(&context.settings).acting_as(context.judge.actor_of(job));
     for external in externals(job).map_err(End::Rejected)? {
-        let fetching = fetch(context, &external, working_directory, &mut budget);
+        let fetching = fetch(context, &storage, &external, working_directory, &mut budget);
         let fetched = tokio::select! {
             biased;
             reason = stopping.stronger(None) => return Err(stopped(reason)),
@@ -140,7 +141,7 @@ pub(super) async fn missing(context: &Context, job: &Job) -> Vec<Fault> {
 
 /// The same, of those that stand behind one in the job.
 async fn missing_after(context: &Context, job: &Job, last: Option<&str>) -> Vec<Fault> {
-    let storage = Storage::of(&context.settings);
+    let storage = Storage::of(&context.settings).acting_as(context.judge.actor_of(job));
     let externals = match externals(job) {
         Ok(externals) => externals,
         Err(faults) => return faults,
@@ -168,13 +169,14 @@ async fn missing_after(context: &Context, job: &Job, last: Option<&str>) -> Vec<
 /// Fetches a file, or a folder with all that is in it. Tells whether it was a file.
 async fn fetch(
     context: &Context,
+    storage: &Storage,
     external: &External,
     root: &Path,
     budget: &mut Budget,
 ) -> Result<bool, End> {
     let max_files = usize::try_from(context.settings.attachments.max_files).unwrap_or(usize::MAX - 1);
     let failed = |error: StorageError| failed(&error, external, &context.settings.attachments);
-    let place = Storage::of(&context.settings).place(&external.url).map_err(failed)?;
+    let place = storage.place(&external.url).map_err(failed)?;
     if place.size().await.map_err(failed)?.is_some() {
         download(&place, root, &external.path, external, budget, failed).await?;
         return Ok(true);

@@ -18,6 +18,7 @@ use crate::spark::Mode;
 use crate::spark::argv::CommandLine;
 use crate::spark::installation::{Environment, Installation, hadoop_file_system};
 use crate::spark::policy::{Policy, PolicyError, Setting};
+use crate::storage::Actor;
 
 /// The number of lists that a Spark model's function takes: inputs, outputs, model attachments.
 const LISTS: usize = 3;
@@ -176,6 +177,12 @@ impl Judge {
         }
     }
 
+    /// As whom `job` runs; the worker's user, for a job whose flags will not do.
+    #[must_use]
+    pub fn actor_of(&self, job: &Job) -> Actor {
+        CommandLine::of(job, &self.policy, &self.master).map(|line| line.actor()).unwrap_or_default()
+    }
+
     /// Settles on this machine what is agreed with a record model. Blocks.
     ///
     /// # Errors
@@ -185,6 +192,13 @@ impl Judge {
             Style::Lists => Ok(()),
             Style::Records(contract) => contract.settle(&self.records),
         }?;
+        let is_somebody_else = plan.command_line.actor() != Actor::Worker;
+        if let Style::Records(contract) = &mut plan.style
+            && is_somebody_else
+        {
+            // Who runs without spark-submit runs as the worker's user.
+            contract.way = Way::Spark;
+        }
         let reads_database = plan.contract().is_some_and(Contract::reads_database);
         if plan.mode() == Mode::Cluster && reads_database {
             return Err(vec![Fault::new(

@@ -96,6 +96,11 @@ pub(super) fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
             );
             return failed(FailureClass::Pending, message, true);
         }
+        Some(Cut::Forgotten) => {
+            let message =
+                waited_for.unwrap_or_else(|| "the cluster does not know the application".to_owned());
+            return failed(FailureClass::Lost, message, true);
+        }
         Some(Cut::SubmitDeadline) => {
             let message = format!(
                 "{} did not bring the application to the cluster within {} (job.submit_timeout)",

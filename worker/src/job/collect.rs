@@ -109,6 +109,11 @@ pub async fn collect(
             let found = tokio::task::spawn_blocking(move || log_of(&directory, tail));
             let found = found.await.ok().flatten();
             let log = found.as_ref().map(|(_, log)| log.clone());
+            if failure.class == FailureClass::Submit
+                && let Some(words) = found.as_ref().and_then(|(tail, _)| launcher_gave_up(tail))
+            {
+                failure.message.push_str(&format!(": {words}"));
+            }
             failure.log_tail = found.map(|(tail, _)| tail);
             if context.settings.job.keep != Keep::Never
                 && let Some(kept) = kept_directory(context, &staged.directory)
@@ -202,7 +207,7 @@ fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
 }
 
 fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Verdict {
-    let Tracked { mut ending, cut, .. } = tracked;
+    let Tracked { mut ending, cut, waited_for } = tracked;
     let (exit_code, signal) = match exit.status {
         ExitStatus::Code(code) => (Some(code), None),
         ExitStatus::Signal(signal) => (None, Some(signal)),
@@ -248,7 +253,21 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
         Some(Cut::RunDeadline) => {
             return failed(FailureClass::Timeout, limits.ran_too_long(), false);
         }
-        Some(Cut::SubmitDeadline | Cut::PendingDeadline) => {
+        Some(Cut::PendingDeadline) => {
+            let what = waited_for.unwrap_or_else(|| "its work".to_owned());
+            let message = format!(
+                "the job got no executor within {} (job.pending_timeout): {what}; ask for less memory or fewer cores for each \
+                 (--executor-memory, --executor-cores), or see to it that the cluster has room",
+                limits.pending_timeout
+            );
+            return failed(FailureClass::Pending, message, true);
+        }
+        Some(Cut::Forgotten) => {
+            let message =
+                waited_for.unwrap_or_else(|| "the cluster does not know the application".to_owned());
+            return failed(FailureClass::Lost, message, true);
+        }
+        Some(Cut::SubmitDeadline) => {
             let message = format!(
                 "{} did not start the driver within {} (job.submit_timeout)",
                 limits.starter, limits.submit_timeout
@@ -296,6 +315,29 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
     failed(FailureClass::Submit, message, true)
 }
 
+/// Why Spark gave an application up, where what it raised in the model says so: that is no fault of the model's. The words
+/// are those of `StandaloneAppClient` and `StandaloneSchedulerBackend`, and of a context that was stopped by its own
+/// scheduler (`SparkContext.stopInNewThread`), which is what a model meets that was about to use it.
+fn given_up(message: &str) -> Option<&'static str> {
+    if message.contains("All masters are unresponsive! Giving up.") {
+        return Some("no master of the standalone cluster answers");
+    }
+    if message.contains("Yarn application has already ended") {
+        return Some(
+            "YARN refused it, or ended it before it could begin (is there such a queue, and as much memory?)",
+        );
+    }
+    if message.contains("Master removed our application") {
+        return Some("the master removed it, as it does when executors fail again and again");
+    }
+    let (_, after) = message.split_once("Cannot call methods on a stopped SparkContext")?;
+    let (_, stopped_at) = after.split_once("it was stopped at:")?;
+    stopped_at.trim_start().starts_with("org.apache.spark.SparkContext$$anon$").then_some(
+        "Spark stopped its own context, as it does when no master of a standalone cluster answers, or when the master \
+         removes the application because its executors fail",
+    )
+}
+
 /// What the driver's own word for a failure says.
 pub(super) fn raised(
     kind: FailureKind,
@@ -314,6 +356,15 @@ pub(super) fn raised(
             Verdict::Rejected(vec![Fault::new(at, message)])
         }
         FailureKind::Model => {
+            if let Some(reason) = given_up(&exception.message) {
+                let mut message = format!("the cluster ended the job's application: {reason}; see the log");
+                if let Some(cause) = java_cause(&exception.message) {
+                    message.push_str(&format!(": {cause}"));
+                }
+                let mut failure = plain(FailureClass::Infrastructure, message);
+                failure.exception = Some(exception);
+                return Verdict::Failed { failure: Box::new(failure), may_pass: true };
+            }
             let mut message = format!("the model raised {}", exception.exception_type);
             if let Some(record) = at.record {
                 let of =
@@ -323,12 +374,31 @@ pub(super) fn raised(
             if !exception.message.is_empty() {
                 message.push_str(&format!(": {}", first_line(&exception.message)));
             }
+            if let Some(cause) = java_cause(&exception.message) {
+                message.push_str(&format!(" {cause}"));
+            }
             let mut failure = plain(FailureClass::Model, message);
             failure.exception = Some(exception);
             (failure.record, failure.input) = (at.record, at.input);
             Verdict::Failed { failure: Box::new(failure), may_pass: false }
         }
     }
+}
+
+/// What lies at the bottom of a Java exception, of which the first line only says which call it came from: the last cause that
+/// is named, else the exception itself.
+fn java_cause(message: &str) -> Option<String> {
+    let mut lines = message.lines().skip(1);
+    let itself = lines.next()?.strip_prefix(": ")?;
+    let cause = lines.filter_map(|line| line.strip_prefix("Caused by: ")).last().unwrap_or(itself);
+    Some(first_line(cause))
+}
+
+/// Why spark-submit gave up before anything ran, in its own words, where they are among the last of its log.
+fn launcher_gave_up(tail: &str) -> Option<String> {
+    const THROWN: &str = "Exception in thread \"main\" ";
+    let thrown = tail.lines().filter_map(|line| line.strip_prefix(THROWN)).last()?;
+    Some(first_line(thrown))
 }
 
 fn first_line(text: &str) -> String {
@@ -579,6 +649,15 @@ mod tests {
         assert_eq!((late.0, late.2), (FailureClass::Timeout, false));
         let hung = failure(ending(None, false, ExitStatus::Signal(9)), Some(Cut::SubmitDeadline));
         assert_eq!((hung.0, hung.2), (FailureClass::Submit, true));
+        let hungry = failure(ending(None, true, ExitStatus::Signal(15)), Some(Cut::PendingDeadline));
+        assert_eq!((hungry.0, hungry.2), (FailureClass::Pending, true));
+        assert!(
+            hungry.1.starts_with("the job got no executor within 1 h (job.pending_timeout): "),
+            "{}",
+            hungry.1
+        );
+        let forgotten = failure(ending(None, true, ExitStatus::Signal(15)), Some(Cut::Forgotten));
+        assert_eq!((forgotten.0, forgotten.2), (FailureClass::Lost, true));
         let stopped =
             |report, reason| verdict(ending(report, true, ExitStatus::Code(0)), Some(Cut::Stopped(reason)));
         assert!(matches!(stopped(completed(), StopReason::GiveBack), Verdict::Completed { .. }));
@@ -591,6 +670,60 @@ mod tests {
             stopped(completed(), StopReason::OwnershipLost),
             Verdict::Stopped(StopReason::OwnershipLost)
         );
+    }
+
+    #[test]
+    fn what_lies_at_the_bottom_of_a_java_exception_is_told() {
+        let text = "An error occurred while calling o42.csv.\n: org.x.A: outer\n\tat y\nCaused by: org.x.B: in the middle\n\tat z\n\
+                    Caused by: org.x.C: The DiskSpace quota of /q is exceeded\n\t... 3 more\n";
+        assert_eq!(java_cause(text).as_deref(), Some("org.x.C: The DiskSpace quota of /q is exceeded"));
+        assert_eq!(
+            java_cause("An error\n: org.x.A: only this\n\tat y").as_deref(),
+            Some("org.x.A: only this")
+        );
+        assert_eq!(java_cause("no such column\nCaused by: nothing of Java's"), None);
+        let log = "26/11/27 INFO Client: x\nException in thread \"main\" org.x.E: no such queue\n\tat y\n26/11/27 INFO z\n";
+        assert_eq!(launcher_gave_up(log).as_deref(), Some("org.x.E: no such queue"));
+        assert_eq!(launcher_gave_up("Exception in thread \"x\" y"), None);
+    }
+
+    #[test]
+    fn what_spark_raises_when_a_cluster_lets_go_of_a_job_is_no_fault_of_the_models() {
+        let raised = |message: &str| {
+            let exception = ModelException {
+                exception_type: "py4j.protocol.Py4JJavaError".into(),
+                message: message.into(),
+                traceback: None,
+                frame: None,
+            };
+            let at = AtRecord::default();
+            let report = Word::Failed { kind: FailureKind::Model, exception, functions: vec![], at };
+            let (class, message, may_pass) = failure(ending(Some(report), true, ExitStatus::Code(1)), None);
+            (class, message.contains("the cluster ended the job's application"), may_pass)
+        };
+        let cluster = (FailureClass::Infrastructure, true, true);
+        assert_eq!(
+            raised("x: Job aborted due to stage failure: All masters are unresponsive! Giving up."),
+            cluster
+        );
+        assert_eq!(
+            raised("Job aborted due to stage failure: Master removed our application: FAILED"),
+            cluster
+        );
+        let stopped = "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\nThis stopped \
+                       SparkContext was created at:\n\nx\n\nAnd it was stopped at:\n\n";
+        assert_eq!(
+            raised(&format!("{stopped}org.apache.spark.SparkContext$$anon$3.run(SparkContext.scala:2298)")),
+            cluster
+        );
+        assert_eq!(
+            raised("x\n: org.apache.spark.SparkException: Yarn application has already ended! It"),
+            cluster
+        );
+        // One that the model stopped itself.
+        let model = (FailureClass::Model, false, false);
+        assert_eq!(raised(&format!("{stopped}org.apache.spark.api.java.JavaSparkContext.stop(x)")), model);
+        assert_eq!(raised("Cannot call methods on a stopped SparkContext"), model);
     }
 
     #[test]

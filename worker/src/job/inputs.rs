@@ -72,7 +72,7 @@ struct Question<'a> {
 /// Looks for everything that the job reads and nobody has looked for yet. `is_faulty` is whether the job is rejected in any
 /// case; then all that is missing is named, also what else would be found missing later.
 pub async fn look(context: &Context, job: &Job, plan: &Plan, is_faulty: bool) -> Seen {
-    let storage = Storage::of(&context.settings);
+    let storage = Storage::of(&context.settings).acting_as(plan.command_line.actor());
     let used = plan.contract().map(|contract| contract.inputs.iter().map(|input| input.index).collect());
     let is_local = plan.command_line.master() == Master::Local;
     let file_system = context.judge.file_system_of(job);

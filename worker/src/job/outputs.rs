@@ -69,9 +69,14 @@ pub fn has_places(job: &Job) -> bool {
 
 /// Finds out which of the job's outputs are there. `elsewhere` is whether file systems other than this machine's are asked.
 pub async fn look(context: &Context, job: &Job, elsewhere: bool) -> Seen {
-    let storage = Storage::of(&context.settings);
+    let storage = storage_for(context, job);
     let file_system = context.judge.file_system_of(job);
     look_at(&storage, job, file_system.as_deref(), elsewhere, Instant::now() + storage::PATIENCE).await
+}
+
+/// Where the job's user can look.
+fn storage_for(context: &Context, job: &Job) -> Storage {
+    Storage::of(&context.settings).acting_as(context.judge.actor_of(job))
 }
 
 async fn look_at(
@@ -188,7 +193,7 @@ fn taken<'a>(
     job: &Job,
 ) -> impl Iterator<Item = (Output, Option<String>)> + use<'a> {
     let file_system = context.judge.file_system_of(job);
-    let (outputs, _) = outputs(&Storage::of(&context.settings), job, file_system.as_deref());
+    let (outputs, _) = outputs(&storage_for(context, job), job, file_system.as_deref());
     outputs.into_iter().filter(|output| claim.existing.contains(&output.index)).map(|output| {
         let hidden = claim.seen.hidden.iter().find(|(index, _)| *index == output.index);
         let reason = hidden.map(|(_, reason)| reason.clone());
@@ -205,7 +210,7 @@ pub async fn remove_leftovers(context: &Context, claim: &Claim, job: &Job) -> Re
     if claim.attempt < 2 {
         return Ok(Vec::new());
     }
-    let storage = Storage::of(&context.settings);
+    let storage = storage_for(context, job);
     let file_system = context.judge.file_system_of(job);
     let still_ours = || {
         let ends = context.lease_ends.as_ref().and_then(|ends| *ends.borrow());

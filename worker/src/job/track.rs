@@ -21,6 +21,8 @@ pub enum Cut {
     SubmitDeadline,
     /// It waited too long for its place in a cluster.
     PendingDeadline,
+    /// It waited for executors of a cluster that does not know it any more.
+    Forgotten,
     /// The job ran for too long.
     RunDeadline,
     /// The attempt was stopped.
@@ -62,6 +64,8 @@ pub async fn track(
     }
     let mut deadline = tokio::time::Instant::from_std(clock.launched) + job.submit_timeout;
     let mut deadline_is = Cut::SubmitDeadline;
+    // Until when its work may wait for executors, while it does.
+    let mut placed_by: Option<tokio::time::Instant> = None;
     // Held until the end: another job may have this machine meanwhile.
     let mut _lent = None;
     loop {
@@ -70,6 +74,7 @@ pub async fn track(
             biased;
             reason = stop.stronger(None) => Cut::Stopped(reason),
             () = tokio::time::sleep_until(deadline) => deadline_is,
+            () = sleep_until(placed_by) => Cut::PendingDeadline,
             change = submitted.application.changed() => match change {
                 // Each of these is said once; whatever says it again changes nothing.
                 Change::Accepted(accepted) if deadline_is == Cut::SubmitDeadline => {
@@ -92,6 +97,15 @@ pub async fn track(
                     submitted.permit = None;
                     continue;
                 }
+                Change::Waits => {
+                    placed_by = Some(tokio::time::Instant::now() + job.pending_timeout);
+                    continue;
+                }
+                Change::Placed => {
+                    placed_by = None;
+                    continue;
+                }
+                Change::InVain => Cut::Forgotten,
                 Change::Accepted(_) | Change::Started | Change::Running => continue,
                 Change::Ended(ending) => return over(course, *ending, None),
             },
@@ -106,6 +120,13 @@ pub async fn track(
             _ => cut,
         };
         return Tracked { waited_for, ..over(course, ending, Some(cut)) };
+    }
+}
+
+async fn sleep_until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -149,7 +170,7 @@ async fn end(context: &Context, application: &mut dyn Application, stop: &mut St
     let leaves = application.outlives_worker();
     let mut reason = match cut {
         Cut::Stopped(reason) => Some(reason),
-        Cut::SubmitDeadline | Cut::PendingDeadline | Cut::RunDeadline => stop.reason(),
+        Cut::SubmitDeadline | Cut::PendingDeadline | Cut::Forgotten | Cut::RunDeadline => stop.reason(),
     };
     tracing::debug!(?cut, "an application is brought to its end");
     let grace = tokio::time::sleep(context.settings.job.kill_grace);

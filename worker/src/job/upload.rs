@@ -32,7 +32,7 @@ use super::stage::Staged;
 use super::submit::{plain, stopped};
 use super::{Completion, Context, Course, End, Stop, kept_directory};
 use crate::clock::BootTime;
-use crate::storage::{Place, Scheme, Storage, StorageError};
+use crate::storage::{Actor, Place, Scheme, Storage, StorageError};
 
 /// The file that says what lies beside it.
 pub const MANIFEST: &str = "_spark_runtime_manifest.json";
@@ -100,7 +100,10 @@ pub async fn prepare(context: &Context, job: &Job) -> Result<Option<Target>, End
         }
         _ => infrastructure(format!("the place for the files of outputDir will not do: {error}")),
     };
+    // A place that the job names is its user's; that of the settings is the worker's.
+    let actor = if own.is_some() { context.judge.actor_of(job) } else { Actor::Worker };
     let folder = Storage::of(&context.settings)
+        .acting_as(actor)
         .place(url)
         .and_then(|place| place.child(&folder_of(job.id())))
         .map_err(unusable)?;

@@ -13,7 +13,8 @@ use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
 use super::installation::Environment;
-use super::policy::{Master, Policy, Setting};
+use super::policy::{KEYTAB, Master, PRINCIPAL, PROXY_USER, Policy, Setting};
+use crate::storage::Actor;
 
 /// The property of `--py-files`.
 const PY_FILES: &str = "spark.submit.pyFiles";
@@ -107,6 +108,17 @@ impl CommandLine {
             })?;
             line.settings.insert(0, master);
         }
+        if let Some(keytab) = line.value(PRINCIPAL).and_then(|principal| policy.keytab_of(principal)) {
+            // In place of one that the operator gives to all: that is another principal's.
+            if let Ok(setting) = Setting::read(KEYTAB, &keytab.display().to_string()) {
+                replace(&mut line.settings, setting);
+            }
+        }
+        line.check_identity().map_err(|message| {
+            let names_user = |name: &str| matches!(name, PROXY_USER | "--principal" | PRINCIPAL);
+            let at = job.flags().iter().find(|flag| names_user(&flag.name));
+            vec![Fault::new(at.map_or("", |flag| flag.pointer.as_str()), message)]
+        })?;
         line.check_modes().map_err(|message| {
             let names_mode = |name: &str| name == "--deploy-mode" || name == DEPLOY_MODE;
             let at = job.flags().iter().find(|flag| names_mode(&flag.name));
@@ -129,6 +141,33 @@ impl CommandLine {
                                        programs in it; leave --deploy-mode out"
                     .to_owned())
             }
+        }
+    }
+
+    /// Spark takes one way to be somebody else, and spark-submit would refuse two only after its start.
+    fn check_identity(&self) -> Result<(), String> {
+        let with_login = [PRINCIPAL, KEYTAB].into_iter().find(|name| self.sets(name));
+        match (self.value(PROXY_USER), with_login) {
+            (Some(user), Some(other)) => Err(format!(
+                "asks to run as {user:?} by --proxy-user while {other} is set, by the job or by the operator's policy; a job \
+                 runs as one of them"
+            )),
+            (None, Some(_)) if !(self.sets(PRINCIPAL) && self.sets(KEYTAB)) => Err(format!(
+                "has one of {PRINCIPAL} and {KEYTAB} without the other; see the operator's policy"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// As whom it runs.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        match (self.value(PROXY_USER), self.value(PRINCIPAL), self.value(KEYTAB)) {
+            (Some(user), _, _) => Actor::User(user.to_owned()),
+            (None, Some(principal), Some(keytab)) => {
+                Actor::Principal { principal: principal.to_owned(), keytab: keytab.into() }
+            }
+            _ => Actor::Worker,
         }
     }
 
@@ -442,6 +481,32 @@ mod tests {
             properties_file("spark.a 1", &line.secrets()),
             "spark.a 1\nspark.hadoop.fs.s3a.secret.key=p\\u00e4 ss\\=1\\\\\\n\n"
         );
+    }
+
+    #[test]
+    fn a_job_runs_as_one_user_whose_keytab_the_operator_names() {
+        let rules = "[identity]\nproxy_users = [\"ann\"]\n[identity.keytabs]\n\"etl@R\" = \"/k/etl\"\n";
+        let of = |parameters: serde_json::Value, policy: &str| {
+            CommandLine::of(&job(parameters, json!({})), &toml::from_str(policy).unwrap(), "local[*]")
+        };
+        assert_eq!(of(json!({}), rules).unwrap().actor(), Actor::Worker);
+        let line = of(json!({"--proxy-user": "ann"}), rules).unwrap();
+        assert_eq!(line.actor(), Actor::User("ann".into()));
+        assert!(line.arguments(&Sent::default()).windows(2).any(|pair| pair == ["--proxy-user", "ann"]));
+        let line = of(json!({"--principal": "etl@R"}), rules).unwrap();
+        assert_eq!(line.actor(), Actor::Principal { principal: "etl@R".into(), keytab: "/k/etl".into() });
+        // Where a keytab lies is no secret, and what is in it is no argument.
+        let arguments = line.arguments(&Sent::default());
+        assert!(arguments.iter().any(|argument| argument == "spark.kerberos.keytab=/k/etl"), "{arguments:?}");
+        let faults = of(json!({"--proxy-user": "ann", "--principal": "etl@R"}), rules).unwrap_err();
+        assert_eq!(faults[0].pointer, "/jobParameters/--proxy-user");
+        assert!(faults[0].message.contains("a job runs as one of them"), "{faults:?}");
+        let forced = format!("{rules}[defaults]\n\"--principal\" = \"all@R\"\n\"--keytab\" = \"/k/all\"\n");
+        assert!(of(json!({"--proxy-user": "ann"}), &forced).is_err());
+        let own = of(json!({"--principal": "etl@R"}), &forced).unwrap();
+        assert_eq!(own.actor(), Actor::Principal { principal: "etl@R".into(), keytab: "/k/etl".into() });
+        let all = of(json!({}), &forced).unwrap();
+        assert_eq!(all.actor(), Actor::Principal { principal: "all@R".into(), keytab: "/k/all".into() });
     }
 
     #[test]

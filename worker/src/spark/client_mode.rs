@@ -24,6 +24,7 @@ use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
 use super::report::{Reports, SOCKET, Word};
+use super::standalone::Waiting;
 use super::{
     Accepted, Application, Awaited, Backend, Change, Ending, Identity, Mode, Outcome, Sought, Submission,
     SubmitError,
@@ -38,6 +39,8 @@ pub const STANDARD_ERROR: &str = "stderr.log";
 const PROPERTIES: &str = "spark.properties";
 /// What lets the driver into a database, in an attempt's directory. The driver removes it before it loads the model.
 pub const LOGIN: &str = "database.json";
+/// Lets the driver say whether the model's work waits for executors.
+const WATCH_EXECUTORS: &str = "--watch-executors";
 /// What the attempt may fill with temporary files, in its directory.
 const TEMPORARY: &str = "tmp";
 
@@ -242,7 +245,13 @@ impl ClientMode {
         };
         arguments.push(DRIVER.into());
         match launcher {
-            None => arguments.extend(["--report-socket".into(), OsString::from(format!("../{SOCKET}"))]),
+            None => {
+                arguments.extend(["--report-socket".into(), OsString::from(format!("../{SOCKET}"))]);
+                let has_executors = submission.command_line.master().has_executors_elsewhere();
+                if has_executors && submission.way == Way::Spark {
+                    arguments.push(WATCH_EXECUTORS.into());
+                }
+            }
             Some(launcher) => arguments.extend(launcher.driver_arguments),
         }
         Ok(Launch {
@@ -271,6 +280,9 @@ impl ClientMode {
             asked_first: AtomicBool::new(false),
             started: false,
             unreadable: None,
+            waiting: None,
+            is_told_vain: false,
+            page_port: self.settings.master_page_port,
         }))
     }
 }
@@ -389,6 +401,12 @@ struct ClientApplication {
     asked_first: AtomicBool,
     started: bool,
     unreadable: Option<String>,
+    /// Looks after its work while that waits for executors.
+    waiting: Option<Waiting>,
+    /// It was told that they will not come.
+    is_told_vain: bool,
+    /// Where the page of a standalone master is.
+    page_port: u16,
 }
 
 impl ClientApplication {
@@ -402,6 +420,10 @@ impl ClientApplication {
             let word = tokio::select! {
                 biased;
                 word = reports.next() => word,
+                () = in_vain(&mut self.waiting), if !self.is_told_vain => {
+                    self.is_told_vain = true;
+                    return Change::InVain;
+                }
                 exit = self.running.exited() => {
                     self.last_words().await;
                     return self.ended(exit);
@@ -425,10 +447,21 @@ impl ClientApplication {
                 tracing::debug!(function, "the model is about to run");
                 Some(Change::Running)
             }
+            Ok(Some(Word::Waiting(_) | Word::Placed)) if self.report.is_some() => None,
+            Ok(Some(Word::Waiting(wait))) => {
+                tracing::info!(application = wait.application, "the job's work waits for executors");
+                self.waiting = Some(Waiting::start(wait, self.page_port));
+                self.is_told_vain = false;
+                Some(Change::Waits)
+            }
+            Ok(Some(Word::Placed)) => {
+                self.waiting = None;
+                Some(Change::Placed)
+            }
             Ok(Some(last @ (Word::Completed { .. } | Word::Failed { .. }))) => {
                 // A first word stands: what comes behind it would be somebody else's.
                 self.report.get_or_insert(last);
-                None
+                self.waiting.take().map(|_| Change::Placed)
             }
             Ok(None) => {
                 self.reports = None;
@@ -471,6 +504,14 @@ impl ClientApplication {
     }
 }
 
+/// Waits until it is known that work waits in vain; for ever where none waits.
+async fn in_vain(waiting: &mut Option<Waiting>) {
+    match waiting {
+        Some(waiting) => waiting.in_vain().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Application for ClientApplication {
     fn accepted(&self) -> Option<Accepted> {
         Some(Accepted::default())
@@ -481,7 +522,7 @@ impl Application for ClientApplication {
     }
 
     fn waits_for(&self) -> Option<String> {
-        None
+        self.waiting.as_ref().map(Waiting::words)
     }
 
     fn changed(&mut self) -> Awaited<'_, Change> {

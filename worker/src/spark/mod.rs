@@ -14,6 +14,7 @@ pub mod guard;
 pub mod installation;
 pub mod policy;
 pub mod report;
+pub mod standalone;
 #[cfg(feature = "yarn")]
 pub mod yarn;
 
@@ -160,6 +161,12 @@ pub enum Change {
     Started,
     /// The model is about to run.
     Running,
+    /// Work of the model waits for executors that the cluster does not give.
+    Waits,
+    /// It waits no more.
+    Placed,
+    /// It waits in vain: the cluster does not know the application any more, and will never give it any.
+    InVain,
     /// It is over, with everything that it started.
     Ended(Box<Ending>),
 }

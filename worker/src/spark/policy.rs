@@ -20,6 +20,10 @@ use serde::Deserialize;
 /// "spark.driver.memory" = "1g"
 /// [force]                                     # set whatever the job says
 /// "spark.master" = "spark://master:7077"
+/// [identity]                                  # as whom a job may run; without it as the worker's user alone
+/// proxy_users = ["ann", "team-*"]             # for --proxy-user
+/// [identity.keytabs]                          # for --principal, each with its keytab on the worker's machine
+/// "etl@EXAMPLE.COM" = "/etc/security/etl.keytab"
 /// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,11 +36,31 @@ pub struct Policy {
     defaults: BTreeMap<String, String>,
     #[serde(default)]
     force: BTreeMap<String, String>,
+    #[serde(default)]
+    identity: IdentityRules,
+}
+
+/// As whom jobs may run.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentityRules {
+    /// Users that a job may name, with `*` for anything.
+    #[serde(default)]
+    proxy_users: Vec<String>,
+    /// Principals that a job may name, each with its keytab.
+    #[serde(default)]
+    keytabs: BTreeMap<String, PathBuf>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { allow: everything(), deny: Vec::new(), defaults: BTreeMap::new(), force: BTreeMap::new() }
+        Self {
+            allow: everything(),
+            deny: Vec::new(),
+            defaults: BTreeMap::new(),
+            force: BTreeMap::new(),
+            identity: IdentityRules::default(),
+        }
     }
 }
 
@@ -81,6 +105,12 @@ impl Policy {
         for (name, value) in policy.defaults.iter().chain(&policy.force) {
             Setting::read(name, value).map_err(|fault| parse(format!("{name}: {fault}")))?;
         }
+        for (name, keytab) in &policy.identity.keytabs {
+            Setting::read("--principal", name).map_err(|fault| parse(format!("keytabs: {fault}")))?;
+            if !keytab.is_absolute() {
+                return Err(parse(format!("keytabs: {} is no absolute path", keytab.display())));
+            }
+        }
         Ok(policy)
     }
 
@@ -95,7 +125,34 @@ impl Policy {
         if !self.allow.iter().any(|pattern| setting.matches(pattern)) {
             return Err("is not among what the operator's policy allows".to_owned());
         }
-        Ok(())
+        self.judge_identity(setting)
+    }
+
+    /// Nobody runs as somebody else whom the operator has not named, and no job says where keytabs lie.
+    fn judge_identity(&self, setting: &Setting) -> Result<(), String> {
+        let name = setting.value();
+        let rules = &self.identity;
+        match setting.identity() {
+            PROXY_USER if !rules.proxy_users.iter().any(|pattern| glob(pattern, name)) => Err(format!(
+                "asks to run as {name:?}, whom the operator's policy does not name (identity.proxy_users in the file of \
+                 spark.policy); leave it out to run as the worker's user"
+            )),
+            PRINCIPAL if !rules.keytabs.contains_key(name) => Err(format!(
+                "asks to run as {name:?}, of whom the operator's policy names no keytab (identity.keytabs in the file of \
+                 spark.policy); leave it out to run as the worker's user"
+            )),
+            KEYTAB => Err(
+                "names a file of the worker's machine; give --principal alone, whose keytab the operator's policy names"
+                    .to_owned(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The keytab of a principal that jobs may name.
+    #[must_use]
+    pub fn keytab_of(&self, principal: &str) -> Option<&Path> {
+        self.identity.keytabs.get(principal).map(PathBuf::as_path)
     }
 
     /// What is set where a job says nothing.
@@ -126,13 +183,22 @@ enum Shape {
     DeployMode,
     /// Tags of YARN's, with commas in between.
     Tags,
+    /// A user or a principal.
+    User,
     /// Not for a job to set, and why.
     Refused(&'static str),
 }
 
 const TRACKING: &str = "would break the following of the job; leave it out";
 const ISOLATION: &str = "names files of the worker's machine; give the properties themselves";
-const IDENTITY: &str = "runs the job as somebody else, which this version does not support";
+const OLD_IDENTITY: &str =
+    "is the old name of spark.kerberos.principal and spark.kerberos.keytab; give --principal";
+/// As whom a job runs, by the right of the worker's user to act for others.
+pub const PROXY_USER: &str = "--proxy-user";
+/// As whom a job runs that has a login of its own, and the file with that.
+pub const PRINCIPAL: &str = "spark.kerberos.principal";
+/// See [`PRINCIPAL`].
+pub const KEYTAB: &str = "spark.kerberos.keytab";
 const CLUSTER_MODE: &str =
     "restarts a driver that has failed, which is for this service to decide; leave it out";
 const NO_RUN: &str = "does something other than run a job; leave it out";
@@ -166,9 +232,9 @@ const FLAGS: [(&str, Option<&str>, Shape); 37] = [
     ("--supervise", Some("spark.driver.supervise"), Shape::Refused(CLUSTER_MODE)),
     ("--class", None, Shape::Refused("names a JVM program; a job here is Python")),
     ("--properties-file", None, Shape::Refused(ISOLATION)),
-    ("--proxy-user", None, Shape::Refused(IDENTITY)),
-    ("--principal", Some("spark.kerberos.principal"), Shape::Refused(IDENTITY)),
-    ("--keytab", Some("spark.kerberos.keytab"), Shape::Refused(IDENTITY)),
+    (PROXY_USER, None, Shape::User),
+    ("--principal", Some(PRINCIPAL), Shape::User),
+    ("--keytab", Some(KEYTAB), Shape::Text),
     (
         "--remote",
         Some("spark.remote"),
@@ -183,7 +249,9 @@ const FLAGS: [(&str, Option<&str>, Shape); 37] = [
 ];
 
 /// Properties without a flag that are not for a job to set.
-const PROPERTIES: [(&str, Shape); 5] = [
+const PROPERTIES: [(&str, Shape); 7] = [
+    ("spark.yarn.principal", Shape::Refused(OLD_IDENTITY)),
+    ("spark.yarn.keytab", Shape::Refused(OLD_IDENTITY)),
     ("spark.yarn.submit.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.kubernetes.submission.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.standalone.submit.waitAppCompletion", Shape::Refused(TRACKING)),
@@ -323,6 +391,13 @@ impl Shape {
             Self::Bare => Err(format!("takes no value; give \"\" instead of {value:?}")),
             _ if value.trim().is_empty() => Err("needs a value".to_owned()),
             Self::Text => Ok(value.to_owned()),
+            Self::User => {
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-@/$".contains(c);
+                if value.chars().all(is_plain) && !value.starts_with('-') {
+                    return Ok(value.to_owned());
+                }
+                Err(format!("{value:?} is no user; those have letters, digits and any of _ . - @ / $"))
+            }
             Self::Count => match value.parse::<u32>() {
                 Ok(1..) => Ok(value.to_owned()),
                 _ => Err(format!("{value:?} is not a whole number from 1")),
@@ -445,7 +520,9 @@ mod tests {
             ("spark.submit.deployMode", "there"),
             ("spark.yarn.maxAppAttempts", "2"),
             ("--properties-file", "/etc/x"),
-            ("--proxy-user", "root"),
+            ("--proxy-user", "--class"),
+            ("--principal", "a b@R"),
+            ("spark.yarn.principal", "a@R"),
             ("spark.yarn.tags", "x,,y"),
             ("spark.yarn.tags", "ü"),
             ("spark.yarn.submit.waitAppCompletion", "false"),
@@ -502,6 +579,41 @@ mod tests {
         let policy: Policy = toml::from_str(r#"allow = ["--executor-*"]"#).unwrap();
         assert!(policy.judge(&Setting::read("spark.executor.memory", "1g").unwrap()).is_ok());
         assert!(policy.judge(&Setting::read("spark.executor.pyspark.memory", "1g").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_job_runs_as_those_alone_whom_the_operator_names() {
+        let judged = |policy: &str, name: &str, value: &str| {
+            let policy: Policy = toml::from_str(policy).unwrap();
+            policy.judge(&Setting::read(name, value).unwrap())
+        };
+        let rules =
+            "[identity]\nproxy_users = [\"ann\", \"team-*\"]\n[identity.keytabs]\n\"etl@R\" = \"/k\"\n";
+        for (name, value) in [
+            ("--proxy-user", "ann"),
+            ("--proxy-user", "team-1"),
+            ("--principal", "etl@R"),
+            ("spark.kerberos.principal", "etl@R"),
+        ] {
+            assert_eq!(judged(rules, name, value), Ok(()), "{name} {value}");
+            let fault = judged("", name, value).unwrap_err();
+            assert!(fault.contains("in the file of spark.policy"), "{fault}");
+        }
+        assert!(
+            judged(rules, "--proxy-user", "bob")
+                .unwrap_err()
+                .contains("\"bob\", whom the operator's policy does not")
+        );
+        assert!(judged(rules, "--principal", "etl@S").unwrap_err().contains("names no keytab"));
+        for name in ["--keytab", "spark.kerberos.keytab"] {
+            assert!(judged(rules, name, "/k").unwrap_err().contains("give --principal alone"));
+        }
+        let denied = format!("deny = [\"--proxy-user\"]\n{rules}");
+        assert!(judged(&denied, "--proxy-user", "ann").unwrap_err().contains("denied"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        std::fs::write(&path, "[identity.keytabs]\n\"a@R\" = \"relative\"\n").unwrap();
+        assert!(Policy::load(&path).unwrap_err().to_string().contains("no absolute path"));
     }
 
     #[test]

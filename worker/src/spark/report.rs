@@ -41,6 +41,10 @@ pub enum Word {
         /// The function that will be called.
         function: String,
     },
+    /// Stages of the model could run, and have not one executor.
+    Waiting(Wait),
+    /// That is over.
+    Placed,
     /// The function ran to its end.
     Completed {
         /// What the metrics function gave.
@@ -63,6 +67,23 @@ pub enum Word {
         #[serde(default, flatten)]
         at: AtRecord,
     },
+}
+
+/// What work waits for, as its driver has it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Wait {
+    /// The cluster's id of the application.
+    pub application: String,
+    /// Its master, as `spark://host:7077` or `yarn`.
+    pub master: String,
+    /// The memory of each executor, where somebody says so; what it needs beside its heap is not in it.
+    pub memory: Option<String>,
+    /// The cores of each, where somebody says so.
+    pub cores: Option<String>,
+    /// The cores of all together at most, where somebody says so.
+    pub most_cores: Option<String>,
+    /// It had executors before.
+    pub had_executors: bool,
 }
 
 /// Which record a failure is about.
@@ -224,6 +245,18 @@ mod tests {
             "functions":[],"record":7,"input":"test.csv"}"#;
         let Word::Failed { at, .. } = serde_json::from_str(line).unwrap() else { panic!("no failure") };
         assert_eq!(at, AtRecord { record: Some(7), input: Some("test.csv".into()) });
+    }
+
+    #[test]
+    fn what_work_waits_for_is_read_as_the_driver_writes_it() {
+        let line = r#"{"message":"waiting","application":"app-1","master":"spark://h:1","memory":"8g","cores":null,
+            "most_cores":"2","had_executors":true}"#;
+        let Word::Waiting(wait) = serde_json::from_str(line).unwrap() else { panic!("no wait") };
+        assert_eq!(
+            (wait.application.as_str(), wait.memory.as_deref(), wait.cores),
+            ("app-1", Some("8g"), None)
+        );
+        assert_eq!(serde_json::from_str::<Word>(r#"{"message":"placed"}"#).unwrap(), Word::Placed);
     }
 
     #[tokio::test]

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use hdfs_native::acl::{AclEntry, AclEntryScope, AclEntryType, FsAction};
 use hdfs_native::{Client, ClientBuilder, HdfsError};
 use hdfs_native_object_store::HdfsObjectStore;
 use object_store::{Error, ObjectStore};
 
+use super::Actor;
 use crate::hadoop::Configuration;
 
 /// How often a NameNode that cannot be reached is tried, and the others of its name service in turn; with the client's own
@@ -14,9 +16,17 @@ use crate::hadoop::Configuration;
 /// may take, so that nobody would be told what is wrong.
 const ATTEMPTS: (&str, &str) = ("dfs.client.failover.max.attempts", "5");
 
-/// The client of `authority` (`hdfs://name-node:port`, or nothing for that of the configuration in `folder`).
-pub(super) fn open(authority: &str, folder: Option<&Path>) -> Result<Client, String> {
+/// The client of `authority` (`hdfs://name-node:port`, or nothing for that of the configuration in `folder`), for `actor`.
+pub(super) fn open(authority: &str, folder: Option<&Path>, actor: &Actor) -> Result<Client, String> {
     let mut builder = ClientBuilder::new();
+    match actor {
+        Actor::Worker => {}
+        Actor::User(user) => builder = builder.with_user(user),
+        Actor::Principal { principal, keytab } => {
+            builder =
+                builder.with_kerberos_principal(principal).with_kerberos_keytab(keytab.display().to_string());
+        }
+    }
     // Without a runtime of its own to make, the client costs no thread.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         builder = builder.with_io_runtime(runtime);
@@ -59,6 +69,30 @@ fn of_store(error: HdfsError) -> Error {
 /// Makes a folder and those that lead to it, which others may go through; those that are there stay as they are.
 pub(super) async fn make_folder(client: &Client, path: &str) -> Result<(), Error> {
     client.mkdirs(path, 0o755, true).await.map_err(of_store)
+}
+
+/// Makes a folder and lets `user` write there, and into all that will be in it; its owner may do the same with what `user`
+/// makes there. Gives the folder on the way that `user` cannot go through, if there is one.
+pub(super) async fn share_folder(client: &Client, path: &str, user: &str) -> Result<Option<String>, Error> {
+    make_folder(client, path).await?;
+    for (end, _) in path.match_indices('/') {
+        let folder = if end == 0 { "/" } else { &path[..end] };
+        let status = client.get_file_info(folder).await.map_err(of_store)?;
+        if status.permission & 0o001 == 0 && status.owner != user {
+            return Ok(Some(folder.to_owned()));
+        }
+    }
+    let owner = client.get_file_info(path).await.map_err(of_store)?.owner;
+    let entry = |scope, name: &str| {
+        AclEntry::new(AclEntryType::User, scope, FsAction::PermAll, Some(name.to_owned()))
+    };
+    let entries = vec![
+        entry(AclEntryScope::Access, user),
+        entry(AclEntryScope::Default, user),
+        entry(AclEntryScope::Default, &owner),
+    ];
+    client.modify_acl_entries(path, entries).await.map_err(of_store)?;
+    Ok(None)
 }
 
 /// Lets everybody read a file.
@@ -232,7 +266,7 @@ mod tests {
     fn a_name_service_that_nobody_configured_is_told_by_its_name() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(
-            open("hdfs://production", Some(folder.path())).map(drop),
+            open("hdfs://production", Some(folder.path()), &Actor::Worker).map(drop),
             Err("is on HDFS, and no configuration names the NameNodes of \"production\" (HADOOP_CONF_DIR)"
                 .to_owned())
         );

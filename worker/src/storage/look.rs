@@ -115,7 +115,10 @@ impl Spots<'_> {
     #[cfg(feature = "hdfs")]
     fn client(&mut self, authority: &str) -> Result<hdfs_native::Client, String> {
         let made = self.clients.entry(authority.to_owned());
-        made.or_insert_with(|| super::hdfs::open(authority, self.storage.hadoop.as_deref())).clone()
+        made.or_insert_with(|| {
+            super::hdfs::open(authority, self.storage.hadoop.as_deref(), &self.storage.actor)
+        })
+        .clone()
     }
 }
 

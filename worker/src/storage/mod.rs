@@ -145,6 +145,35 @@ fn one_line(text: &str) -> String {
     }
 }
 
+/// As whom a file system is asked that knows users. S3 and this machine's own know the worker alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Actor {
+    /// The worker's own user.
+    #[default]
+    Worker,
+    /// Somebody for whom the worker's user may act.
+    User(String),
+    /// Somebody whose login lies on this machine.
+    Principal {
+        /// As `name@REALM`.
+        principal: String,
+        /// The file.
+        keytab: PathBuf,
+    },
+}
+
+impl Actor {
+    /// The name of the user that a file system knows; `None` for the worker's own.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::Worker => None,
+            Self::User(user) => Some(user),
+            Self::Principal { principal, .. } => principal.split(['/', '@']).next(),
+        }
+    }
+}
+
 /// What is known of places from the settings and the worker's environment.
 #[derive(Debug, Clone, Default)]
 pub struct Storage {
@@ -156,9 +185,18 @@ pub struct Storage {
         expect(dead_code, reason = "there is nothing that it would configure")
     )]
     hadoop: Option<PathBuf>,
+    /// As whom HDFS is asked.
+    #[cfg_attr(not(feature = "hdfs"), expect(dead_code, reason = "there is nobody to ask"))]
+    actor: Actor,
 }
 
 impl Storage {
+    /// The same, asked as the user of a job: what that one may not see or remove, the worker does not see or remove for it.
+    #[must_use]
+    pub fn acting_as(self, actor: Actor) -> Self {
+        Self { actor, ..self }
+    }
+
     /// What the settings say. Touches nothing.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
@@ -168,13 +206,14 @@ impl Storage {
         Self {
             s3_endpoint: endpoint.or_else(endpoint_of_environment),
             hadoop: named.or_else(|| variable("HADOOP_CONF_DIR")).map(PathBuf::from),
+            actor: Actor::Worker,
         }
     }
 
     /// What the environment says of S3, and Hadoop's configuration in `folder` of all else. Touches nothing.
     #[must_use]
     pub fn of_hadoop(folder: &std::path::Path) -> Self {
-        Self { s3_endpoint: endpoint_of_environment(), hadoop: Some(folder.to_owned()) }
+        Self { s3_endpoint: endpoint_of_environment(), hadoop: Some(folder.to_owned()), actor: Actor::Worker }
     }
 
     /// The place that a `fileUrl` names: `/x` (in the file system that Hadoop's configuration names, else on this
@@ -194,7 +233,8 @@ impl Storage {
             Scheme::Local => Arc::new(LocalFileSystem::new().with_fsync(true)),
             #[cfg(feature = "hdfs")]
             Scheme::Hdfs => {
-                let opened = hdfs::open(&location.authority, self.hadoop.as_deref()).map_err(refused)?;
+                let opened =
+                    hdfs::open(&location.authority, self.hadoop.as_deref(), &self.actor).map_err(refused)?;
                 client = Some(opened.clone());
                 hdfs::store(opened)
             }
@@ -350,6 +390,34 @@ impl Place {
         let folder = self.url.rsplit_once('/').map_or("", |(folder, _)| folder);
         let url = format!("{folder}/{name}").trim_end_matches('/').to_owned();
         Ok(Self { path, url, ..self.clone() })
+    }
+
+    /// Lets another user write into this folder, which is made, and into all that will be in it; what that one makes there
+    /// stays open to whom the folder belongs to.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`], also when the user cannot get there, or this is on no HDFS.
+    #[cfg(feature = "hdfs")]
+    pub async fn share_with(&self, user: &str) -> Result<(), StorageError> {
+        let refused = |reason: String| StorageError::Refused { url: self.url.clone(), reason };
+        let client = self.hdfs.as_ref().ok_or_else(|| refused("is on no HDFS".to_owned()))?;
+        match self.step(hdfs::share_folder(client, &hdfs::absolute(&self.path), user)).await? {
+            None => Ok(()),
+            Some(closed) => Err(refused(format!(
+                "{user} cannot get there, since {closed} lets only its owner and its group through; let others through \
+                 (chmod o+x), or name another folder"
+            ))),
+        }
+    }
+
+    /// None: this program was built without HDFS.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`].
+    #[cfg(not(feature = "hdfs"))]
+    #[expect(clippy::unused_async, reason = "as the one that asks")]
+    pub async fn share_with(&self, _: &str) -> Result<(), StorageError> {
+        Err(StorageError::Refused { url: self.url.clone(), reason: "is on no HDFS".to_owned() })
     }
 
     /// How many bytes the file has; `None` when there is none.

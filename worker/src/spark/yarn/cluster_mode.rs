@@ -215,6 +215,9 @@ impl ClusterMode {
             properties,
             driver_arguments: vec!["--cluster".into(), UNPACKED.into()],
         };
+        if let Some(user) = submission.command_line.actor().user() {
+            folder.share_with(user).await.map_err(Trouble::from)?;
+        }
         let note = json!({"job": sought.identity.job, "digest": sought.identity.digest}).to_string();
         folder.issue(&ticket, &note).await.map_err(Trouble::from)?;
         let following = cluster.watch.follow(&launch).map_err(Trouble::from)?;

@@ -173,6 +173,14 @@ impl JobFolder {
         self.bounded(place.write(Bytes::from(note.to_owned()))).await
     }
 
+    /// Lets the driver of another user take tickets here and leave what it has to say.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub async fn share_with(&self, user: &str) -> Result<(), FolderError> {
+        self.bounded(self.place.share_with(user)).await
+    }
+
     /// Removes a ticket, if no driver has taken it. Whether one has says [`tickets`](Self::tickets) afterwards.
     ///
     /// # Errors
