@@ -14,6 +14,7 @@ mod examples;
 mod faults;
 mod hdfs;
 mod hostile;
+mod identity;
 mod life;
 mod ownership;
 mod past;
