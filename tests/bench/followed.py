@@ -166,11 +166,14 @@ class ClusterMeasurements:
                 channel = connection.channel()
                 for job in jobs:
                     channel.basic_publish("spark.jobs", "spark.jobs", json.dumps(job).encode())
+                # It would not live through the minutes that follow, in which nobody answers its heartbeats.
+                connection.close()
                 begun = time.monotonic()
                 ids = [job["id"] for job in jobs]
                 events.wait_for("submitted", ids, 900)
                 print(f"      {count} applications after {time.monotonic() - begun:.0f} s", flush=True)
-                self.measure_followed(manager, events, worker, channel, ids)
+                connection = self.broker.connect()
+                self.measure_followed(manager, events, worker, connection.channel(), ids)
                 connection.close()
         finally:
             if events is not None:

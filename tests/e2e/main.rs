@@ -10,6 +10,7 @@ mod chaos;
 mod cluster;
 mod cluster_mode;
 mod command_line;
+mod contract;
 mod examples;
 mod faults;
 mod hdfs;
