@@ -13,6 +13,7 @@
     small        wall time of `spark-runtime run` with 1000 records over plain Python
     large        memory of driver and workers together over an input of 2 GB
     runtimes     what it takes to choose among 20 runtimes that are known
+    overhead     from the publication to YARN's acceptance over plain spark-submit with the same flags
     followed     a worker that looks after a thousand applications in a cluster
 
 What is compared is measured in alternating rounds; the rows give medians. The publisher and the subscriber are the same
@@ -691,7 +692,7 @@ class Bench(ClusterMeasurements, RecordMeasurements):
 
 
 MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "ledger"]
-MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "followed"]
+MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "overhead", "followed"]
 
 
 def arguments():

@@ -1,18 +1,21 @@
-"""What it costs to look after many applications in a cluster: a worker with a thousand of them, and a ResourceManager that
-says of each what it is told to.
+"""What it costs to bring an application to a cluster, on a real YARN, and to look after many: a worker with a thousand of
+them, and a ResourceManager that says of each what it is told to.
 
 The launcher is that of the end-to-end tests; the ResourceManager speaks the real REST on loopback, and the folder that
 workers and drivers share is in a real HDFS. Nothing runs in these applications.
 """
 
+import getpass
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import threading
 import time
 import urllib.parse
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +24,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 QUIET_SECONDS = 20
 MODEL = "def score(inputs, outputs, model_files):\n    pass\n"
 ENGINE = {"sparkConf": {"--master": "yarn", "--deploy-mode": "cluster"}}
+DEMANDS = {"--driver-memory": "512m", "--executor-memory": "512m", "--num-executors": "1"}
 
 
 class ScriptedResourceManager:
@@ -87,6 +91,41 @@ class ScriptedResourceManager:
         self._server.shutdown()
 
 
+class Yarn:
+    """A real ResourceManager, as somebody sees it who looks often."""
+
+    def __init__(self, address):
+        self._apps = address + "/ws/v1/cluster/apps"
+        self._seen = set()
+
+    def next_application(self):
+        """The next application that it has accepted, and when that was seen."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(self._apps + "?states=ACCEPTED,RUNNING", timeout=10) as answer:
+                now = time.monotonic()
+                apps = (json.load(answer)["apps"] or {}).get("app", [])
+            fresh = [app["id"] for app in apps if app["id"] not in self._seen]
+            if fresh:
+                self._seen.update(fresh)
+                return fresh[0], now
+            time.sleep(0.02)
+        raise SystemExit("YARN has accepted nothing for 120 s")
+
+    def kill(self, identity):
+        """Ends an application, and waits until it is over."""
+        where = "{}/{}/state?user.name={}".format(self._apps, identity, getpass.getuser())
+        headers = {"Content-Type": "application/json"}
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            request = urllib.request.Request(where, method="PUT", data=b'{"state":"KILLED"}', headers=headers)
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                if json.load(answer)["state"] == "KILLED":
+                    return
+            time.sleep(0.1)
+        raise SystemExit(f"{identity} does not end")
+
+
 class Events(threading.Thread):
     """Notes when each event of each job arrives."""
 
@@ -135,6 +174,79 @@ def processor_seconds(pid):
 
 class ClusterMeasurements:
     """Of a bench that has `broker`, `folder`, `table`, `worker` and `job`."""
+
+    def overhead(self):
+        """From the publication to the acceptance by a real ResourceManager, over plain spark-submit with the same flags."""
+        cluster = self.folder / "cluster"
+        subprocess.run([PROJECT / "deploy/cluster", "up", cluster, "--only", "hdfs,yarn"], check=True, stdout=subprocess.DEVNULL)
+        try:
+            known = dict(line.split("=", 1) for line in (cluster / "cluster.env").read_text().splitlines())
+            settings = {
+                **self.real_spark(),
+                "SPARK__ENVIRONMENT__HADOOP_CONF_DIR": known["HADOOP_CONF_DIR"],
+                "SPARK__ENVIRONMENT__SPARK_LOCAL_IP": "127.0.0.1",
+                "WORKER__MAX_RUNNING": 1,
+            }
+            done = subprocess.run(
+                [self.options.program, "cluster", "prepare", "--json"], env=self.settings(settings), check=True, capture_output=True
+            )
+            prepared = json.loads(done.stdout)
+            with self.worker(settings):
+                events = Events(self.broker)
+                connection = self.broker.connect()
+                yarn = Yarn(known["YARN_URI"])
+
+                def ours():
+                    job = self.job(MODEL, targetEngine=ENGINE, jobParameters=DEMANDS)
+                    begun = time.monotonic()
+                    connection.channel().basic_publish("spark.jobs", "spark.jobs", json.dumps(job).encode())
+                    identity, accepted = yarn.next_application()
+                    yarn.kill(identity)
+                    events.wait_for("cancelled", [job["id"]], 120)
+                    connection.process_data_events(0)
+                    return accepted - begun
+
+                def plain():
+                    begun = time.monotonic()
+                    launcher = self.plain_launcher(known["HADOOP_CONF_DIR"], prepared)
+                    identity, accepted = yarn.next_application()
+                    yarn.kill(identity)
+                    launcher.wait()
+                    return accepted - begun
+
+                # The first pair warms the disk's cache up.
+                ours()
+                plain()
+                pairs = [(ours(), plain()) for _ in range(self.options.runs)]
+                connection.close()
+                events.close()
+        finally:
+            subprocess.run([PROJECT / "deploy/cluster", "remove", cluster], check=False)
+        more = statistics.median(mine - other for mine, other in pairs)
+        mine, other = (statistics.median(column) for column in zip(*pairs))
+        what = "publish to YARN's acceptance over spark-submit"
+        self.table.add(what, f"{mine:.2f} s", f"{other:.2f} s", f"{more:+.2f} s", "+0.50 s", more <= 0.5)
+
+    def plain_launcher(self, configuration, prepared):
+        """What a person would type who has no spark-runtime."""
+        folder = self.folder / "plain-cluster"
+        folder.mkdir(exist_ok=True)
+        (folder / "plain.py").write_text(MODEL)
+        environment = self.settings()
+        environment.update(
+            SPARK_HOME=str(self.options.spark_home),
+            HADOOP_CONF_DIR=configuration,
+            PYSPARK_PYTHON=str(self.options.spark_python),
+            SPARK_LOCAL_IP="127.0.0.1",
+            **prepared["environment"],
+        )
+        flags = {**ENGINE["sparkConf"], **DEMANDS}
+        properties = {**prepared["properties"], "spark.yarn.submit.waitAppCompletion": "false"}
+        arguments = [Path(self.options.spark_home) / "bin" / "spark-submit"]
+        arguments += [word for flag in flags.items() for word in flag]
+        arguments += [word for property_ in properties.items() for word in ("--conf", "=".join(property_))]
+        with open(folder / "log", "ab") as log:
+            return subprocess.Popen([*arguments, "plain.py"], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def followed(self):
         """A thousand applications that one worker looks after."""
