@@ -14,6 +14,7 @@
     large        memory of driver and workers together over an input of 2 GB
     runtimes     what it takes to choose among 20 runtimes that are known
     overhead     from the publication to YARN's acceptance over plain spark-submit with the same flags
+    adoption     what becomes of applications in a cluster whose worker dies
     followed     a worker that looks after a thousand applications in a cluster
 
 What is compared is measured in alternating rounds; the rows give medians. The publisher and the subscriber are the same
@@ -387,15 +388,16 @@ class Bench(ClusterMeasurements, RecordMeasurements):
         return {"SPARK__HOME": self.options.spark_home, "SPARK__PYTHON": self.options.spark_python}
 
     @contextlib.contextmanager
-    def worker(self, *settings, variables=()):
-        """A worker that takes jobs, and is gone afterwards."""
+    def worker(self, *settings, variables=(), dies=False):
+        """A worker that takes jobs, and is gone afterwards; one that `dies` may be so before."""
         broker = self.broker
         environment = {**self.settings(*settings), **dict(variables)}
         process = Process([self.options.program, "worker"], environment, self.folder / "worker.log")
         try:
             broker.wait_for_consumers("spark.jobs", 1, process)
             yield process.child.pid
-            process.must_run()
+            if not dies:
+                process.must_run()
         finally:
             process.stop()
 
@@ -692,7 +694,7 @@ class Bench(ClusterMeasurements, RecordMeasurements):
 
 
 MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "ledger"]
-MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "overhead", "followed"]
+MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "overhead", "adoption", "followed"]
 
 
 def arguments():

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import threading
@@ -150,11 +151,13 @@ class Events(threading.Thread):
         kind = event["type"].split(".")[2]
         with self._arrived:
             self.seen.setdefault((event["subject"], kind), now)
+            self.seen.setdefault((event["subject"], "{}/{}".format(kind, event["data"]["attempt"])), now)
             if kind == "submitted":
                 self.applications[event["data"]["applicationId"]] = event["subject"]
             self._arrived.notify_all()
 
     def wait_for(self, kind, jobs, seconds):
+        """Waits for an event of each job, as `running`, or that of one attempt, as `submitted/2`."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: all((job, kind) in self.seen for job in jobs), seconds):
                 missing = sum((job, kind) not in self.seen for job in jobs)
@@ -170,6 +173,19 @@ def processor_seconds(pid):
     """What a process has used so far."""
     fields = Path("/proc/{}/stat".format(pid)).read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_starts(journal, count):
+    deadline = time.monotonic() + 120
+    while not journal.exists() or journal.read_text().count("start ") < count:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"fewer than {count} drivers have started")
+        time.sleep(0.1)
+
+
+def children(pid):
+    """The processes that `pid` is the parent of."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 class ClusterMeasurements:
@@ -247,6 +263,52 @@ class ClusterMeasurements:
         arguments += [word for property_ in properties.items() for word in ("--conf", "=".join(property_))]
         with open(folder / "log", "ab") as log:
             return subprocess.Popen([*arguments, "plain.py"], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def adoption(self):
+        """From the death of a worker and its guard to the next one's word that it follows what they had in YARN."""
+        lease, run, count = 10, 45, 4
+        cluster, journal = self.folder / "cluster", self.folder / "journal"
+        subprocess.run([PROJECT / "deploy/cluster", "up", cluster, "--only", "hdfs,yarn"], check=True, stdout=subprocess.DEVNULL)
+        try:
+            known = dict(line.split("=", 1) for line in (cluster / "cluster.env").read_text().splitlines())
+            settings = {
+                "SPARK__ENVIRONMENT__HADOOP_CONF_DIR": known["HADOOP_CONF_DIR"],
+                "SPARK__SUBMIT": PROJECT / "tests/e2e/cluster_submit.py",
+                "YARN__ARCHIVE": "never",
+                "LEDGER__LEASE": f"{lease}s",
+                "RETRY__DELAYS": "1s",
+                "WORKER__MAX_RUNNING": 2,
+            }
+            told = json.dumps({"journal": str(journal), "run": run})
+            jobs = [self.job(f"# fake: {told}\n{MODEL}", targetEngine=ENGINE) for _ in range(count)]
+            ids = [job["id"] for job in jobs]
+            with self.worker(settings, dies=True) as owner:
+                events = Events(self.broker)
+                connection = self.broker.connect()
+                for job in jobs:
+                    connection.channel().basic_publish("spark.jobs", "spark.jobs", json.dumps(job).encode())
+                connection.close()
+                # Their drivers never talk to YARN, which does not call them running.
+                wait_for_starts(journal, count)
+                with self.worker(settings):
+                    dead = [owner, *children(owner)]
+                    for pid in dead:
+                        os.kill(pid, signal.SIGKILL)
+                    killed = time.monotonic()
+                    events.wait_for("submitted/2", ids, 120)
+                    took = sorted(events.seen[job, "submitted/2"] - killed for job in ids)
+                    events.wait_for("failed", ids, 180)
+                events.close()
+        finally:
+            subprocess.run([PROJECT / "deploy/cluster", "remove", cluster], check=False)
+        steps = [line.split() for line in journal.read_text().splitlines()]
+        began = {application: int(moment) for step, application, moment in steps if step == "start"}
+        ran = sorted((int(moment) - began[application]) / 1e9 for step, application, moment in steps if step == "end")
+        if len(began) != count or len(ran) != count:
+            raise SystemExit(f"{len(began)} drivers for {count} jobs, {len(ran)} of them ended")
+        row = self.table.add
+        row(f"adopted after the owner's death, lease {lease} s", f"{took[-1]:.1f} s", "", f"{took[-1]:.1f} s", "lease+5 s", took[-1] <= lease + 5)
+        row("run time of what was adopted", f"{ran[-1]:.1f} s", f"{run} s", f"{ran[-1] - run:+.1f} s", "+1 s", ran[-1] - run <= 1)
 
     def followed(self):
         """A thousand applications that one worker looks after."""

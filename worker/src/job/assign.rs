@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::broker::ledger::Held;
 use crate::broker::ledger::fold::{Claimed, JobKey, Open, Standing};
+use crate::broker::ledger::record::Position;
 use crate::broker::message::{Message, Seen};
 use crate::broker::session::Session;
 use crate::broker::slots::{Assignment, Handler, Hold};
@@ -31,7 +32,10 @@ use crate::spark::{Change, Mode, SubmitError};
 /// A job up to so many bytes is read in well under a millisecond; handing it to another thread would take as long.
 const READ_ON_THE_SPOT: usize = 16 * 1024;
 /// How long a delivery that somebody has lost waits for the ledger to say so: a dead worker's guard tells within a moment.
+/// All deliveries of that somebody share it: where there are more of them than slots, none waits behind another's patience.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(2500);
+/// For how long it is known that one owner's release was waited for.
+const RELEASE_MEMORY: Duration = Duration::from_secs(600);
 
 /// What all deliveries of a worker share.
 pub struct Assigner {
@@ -46,6 +50,20 @@ pub struct Assigner {
     /// Tells whether the broker is there.
     pub sessions: watch::Receiver<Option<Session>>,
     running: Mutex<HashMap<JobKey, Running>>,
+    awaited: Mutex<Awaited>,
+}
+
+/// Since when owners have been waited for to release what they lost, by their last renewals.
+#[derive(Default)]
+struct Awaited(HashMap<Position, Instant>);
+
+impl Awaited {
+    /// How long the owner with this last renewal is still waited for.
+    fn patience(&mut self, renewal: Position, now: Instant) -> Duration {
+        self.0.retain(|_, since| now.duration_since(*since) < RELEASE_MEMORY);
+        let since = *self.0.entry(renewal).or_insert(now);
+        RELEASE_PATIENCE.saturating_sub(now.duration_since(since))
+    }
 }
 
 /// A job that is worked on.
@@ -100,7 +118,8 @@ impl Assigner {
         fence: Arc<ClientMode>,
         sessions: watch::Receiver<Option<Session>>,
     ) -> Self {
-        Self { context, desk, reader, fence, sessions, running: Mutex::default() }
+        let (running, awaited) = Default::default();
+        Self { context, desk, reader, fence, sessions, running, awaited }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<JobKey, Running>> {
@@ -225,7 +244,11 @@ impl Assigner {
             Standing::Open(Open { owner: Some(owner), .. }) if owner.claim == seen.claim => None,
             _ => Some(()),
         });
-        tokio::time::timeout(RELEASE_PATIENCE, released).await.is_ok()
+        let patience = {
+            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            awaited.patience(seen.renewal, Instant::now())
+        };
+        tokio::time::timeout(patience, released).await.is_ok()
     }
 
     /// Makes a delivery the one of a job that runs here, when that one's own is lost.
@@ -406,5 +429,26 @@ fn log_end(claim: &Claim, attempt: &Attempt, said: bool) {
             tracing::warn!(%job_id, attempt = number, "the lease was over; the job runs again")
         }
         End::Abandoned => tracing::warn!(%job_id, attempt = number, "abandoned"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_of_one_lost_owner_share_the_patience_with_it() {
+        let mut awaited = Awaited::default();
+        let (owner, other) = (Position::new(7, 0), Position::new(9, 0));
+        let begun = Instant::now();
+        assert_eq!(awaited.patience(owner, begun), RELEASE_PATIENCE);
+        let later = begun + RELEASE_PATIENCE / 2;
+        assert_eq!(awaited.patience(owner, later), RELEASE_PATIENCE / 2);
+        assert_eq!(awaited.patience(other, later), RELEASE_PATIENCE);
+        assert_eq!(awaited.patience(owner, begun + 2 * RELEASE_PATIENCE), Duration::ZERO);
+        // Nothing is remembered for ever.
+        let much_later = later + RELEASE_MEMORY;
+        assert_eq!(awaited.patience(Position::new(11, 0), much_later), RELEASE_PATIENCE);
+        assert_eq!(awaited.0.len(), 1);
     }
 }
