@@ -630,6 +630,13 @@ pub static SETTINGS: &[Setting] = &[
         "8KiB",
         "How much of the end of the standard error comes along in the event of a failure.",
     ),
+    setting(
+        "log.load_every",
+        span(SECOND),
+        "60s",
+        "How often a worker writes into its log how many launches and how many followed applications it has under way, and how many \
+         it had at most since it last did. While there are none it writes nothing.",
+    ),
 ];
 
 /// A text that must not be shown. `Debug` and `Display` print `***`.
@@ -958,6 +965,8 @@ pub struct LogSettings {
     pub limit: u64,
     /// How much of the standard error an event carries, in bytes.
     pub tail: u64,
+    /// How often a worker tells what it has under way.
+    pub load_every: Duration,
 }
 
 /// A setting as it counts, for showing: secrets are masked.
@@ -1166,7 +1175,11 @@ impl Settings {
                 grace: reader.span("yarn.grace"),
                 lost_after: reader.span("yarn.lost_after"),
             },
-            log: LogSettings { limit: reader.count("log.limit"), tail: reader.count("log.tail") },
+            log: LogSettings {
+                limit: reader.count("log.limit"),
+                tail: reader.count("log.tail"),
+                load_every: reader.span("log.load_every"),
+            },
             effective: reader.effective(),
         };
         let mut faults = reader.faults.take();

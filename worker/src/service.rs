@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use spark_runtime_protocol::topology::{COMMANDS_QUEUE, EXPELLED_QUEUE, JOBS_QUEUE, Topology};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::broker::history::History;
 use crate::broker::ledger::tail::{follow, keep_forgetting};
@@ -24,6 +24,7 @@ use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
 use crate::job::claim::Reader;
 use crate::job::command::Commands;
+use crate::job::load::Load;
 use crate::job::resolve::{repositories_folder, runtimes_folder};
 use crate::job::settle::Desk;
 use crate::job::{Announce, Context, kept_folder};
@@ -210,7 +211,7 @@ pub fn context(
         runtimes: runtimes(settings)?,
         settings: settings.clone(),
         backend: backends(settings, backend),
-        submits: Semaphore::new(or_processors(settings.worker.max_submits)),
+        load: Load::new(or_processors(settings.worker.max_submits), settings.yarn.max_followed),
         lending: Lending::new(settings.yarn.max_followed),
         worker: worker.to_owned(),
         directory: home.path.clone(),
@@ -292,6 +293,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let background = [
         connecting,
         pruning,
+        tokio::spawn(context.load.clone().keep_told(settings.log.load_every)),
         tokio::spawn(keep_declared(publisher.missing(), session.clone())),
         tokio::spawn(follow(ledger.clone(), session.clone())),
         tokio::spawn(keep_forgetting(ledger.clone(), session.clone())),

@@ -16,6 +16,7 @@ pub mod command;
 pub mod contract;
 pub mod inputs;
 pub mod literal;
+pub mod load;
 pub mod outputs;
 pub mod resolve;
 pub mod schema;
@@ -40,7 +41,7 @@ use spark_runtime_protocol::event::{
 };
 use spark_runtime_protocol::job::{Job, JobId, JobType};
 use spark_runtime_protocol::json::Fault;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::broker::slots::Lending;
 use crate::clock::BootTime;
@@ -64,8 +65,8 @@ pub struct Context {
     pub runtimes: Runtimes,
     /// Runs them.
     pub backend: Arc<dyn Backend>,
-    /// One permit for each spark-submit that may be starting at a time.
-    pub submits: Semaphore,
+    /// What it has under way of what it bounds.
+    pub load: Arc<load::Load>,
     /// Slots for other jobs, while an application in a cluster is looked after.
     pub lending: Arc<Lending>,
     /// This worker instance, as events name it.

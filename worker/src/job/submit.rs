@@ -7,10 +7,10 @@
 //! This module must not know how a driver is started, nor what it does.
 
 use spark_runtime_protocol::event::{Failure, FailureClass, Way};
-use tokio::sync::SemaphorePermit;
 
 use super::check::Plan;
 use super::contract::Contract;
+use super::load::Place;
 use super::stage::Staged;
 use super::{Claim, Context, End, Stop, StopReason};
 use crate::config::Secret;
@@ -23,7 +23,7 @@ pub struct Submitted<'a> {
     /// The application.
     pub application: Box<dyn Application>,
     /// Given up once the model is about to run, or a cluster has it; absent where no JVM is started.
-    pub permit: Option<SemaphorePermit<'a>>,
+    pub permit: Option<Place<'a>>,
     /// How a record model is run.
     pub way: Option<Way>,
 }
@@ -85,7 +85,7 @@ pub async fn submit<'a>(
             // A stop first: nothing is started for a job that is known to be somebody else's.
             biased;
             reason = stop.stronger(None) => return Err(stopped(reason)),
-            permit = context.submits.acquire() => Some(permit.map_err(|error| broken(&error.to_string()))?),
+            permit = context.load.launch() => Some(permit.map_err(|error| broken(&error.to_string()))?),
         },
     };
     // In this order: as long as nobody has told us to stop, the job was ours when this lease was read back, and nobody can

@@ -67,7 +67,7 @@ pub async fn track(
     // Until when its work may wait for executors, while it does.
     let mut placed_by: Option<tokio::time::Instant> = None;
     // Held until the end: another job may have this machine meanwhile.
-    let mut _lent = None;
+    let (mut _lent, mut _counted) = (None, None);
     loop {
         let cut = tokio::select! {
             // Stops and deadlines first: a driver that never ceases to talk must not keep them from being heard.
@@ -82,6 +82,7 @@ pub async fn track(
                     submitted.permit = None;
                     if submitted.application.outlives_worker() {
                         _lent = context.lending.lend();
+                        _counted = Some(context.load.follow());
                     }
                     deadline = tokio::time::Instant::now() + job.pending_timeout;
                     deadline_is = Cut::PendingDeadline;
