@@ -424,6 +424,65 @@ async fn more_applications_are_followed_than_jobs_may_run_here_and_no_more_launc
 }
 
 #[tokio::test]
+async fn a_burst_of_two_hundred_jobs_starts_no_more_launchers_at_once_than_the_settings_say() {
+    const JOBS: usize = 200;
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let limits =
+        ["worker.max_running=2", "worker.max_submits=2", "yarn.max_followed=100", "log.load_every=1s"];
+    let mut scene = Scene::on(cluster, &limits).await;
+    let ids: Vec<String> = (0..JOBS).map(|number| format!("many-{number}")).collect();
+    // All that run do so until the last was launched, so that most of them are followed at once.
+    let gate = scene.folder.path().join("gate");
+    for id in &ids {
+        scene.publish(id, json!({"until": gate})).await;
+    }
+    let worker = scene.worker();
+    let submitted = |scene: &Scene| ids.iter().filter(|id| scene.count(id, "submitted") > 0).count();
+    // A small machine takes longer for all of them than is waited for one thing.
+    for some in [50, 100] {
+        until(&format!("{some} applications"), async || (submitted(&scene) >= some).then_some(())).await;
+    }
+    std::fs::write(gate, "").unwrap();
+    for id in &ids {
+        let end = scene.place.end_of(id).await;
+        assert_eq!(end.data.failure.unwrap().class, FailureClass::Model, "{}", worker.log());
+    }
+    let mut moments: Vec<(u128, i32)> = Vec::new();
+    for id in &ids {
+        for line in std::fs::read_to_string(scene.journal(id)).unwrap().lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[0] {
+                "launch" => moments.push((words[2].parse().unwrap(), 1)),
+                "submitted" => moments.push((words[2].parse().unwrap(), -1)),
+                _ => {}
+            }
+        }
+    }
+    moments.sort_unstable();
+    let (mut now, mut most) = (0, 0);
+    for (_, step) in moments {
+        now += step;
+        most = most.max(now);
+    }
+    assert!(most <= 2, "{most} launchers at once");
+    // Both bounds are told, each for itself.
+    let most_of = |field: &str| {
+        let log = worker.log();
+        let told = log.lines().filter(|line| line.contains("what is under way")).filter_map(|line| {
+            let rest = line.split_once(&format!(" {field}="))?.1;
+            rest.split(' ').next()?.parse::<usize>().ok()
+        });
+        told.max().unwrap_or(0)
+    };
+    let (launching, followed) = (most_of("launching_at_most"), most_of("followed_at_most"));
+    println!(
+        "{JOBS} jobs: at most {most} launchers at once, {launching} by the log; at most {followed} followed"
+    );
+    assert_eq!(launching, 2);
+    assert!((50..=102).contains(&followed), "{followed}");
+}
+
+#[tokio::test]
 async fn a_resource_manager_or_a_name_node_that_is_away_changes_nobodys_outcome() {
     let (cluster, _alone) = Cluster::alone(&PARTS).await;
     let mut scene = Scene::on(cluster, &["job.pending_timeout=5s", "retry.max_attempts=1"]).await;
@@ -453,6 +512,70 @@ async fn a_resource_manager_or_a_name_node_that_is_away_changes_nobodys_outcome(
     assert_eq!(scene.count("waiting", "start"), 0);
     let application = scene.steps("waiting").pop().unwrap().1;
     assert_eq!(scene.state(&application), "KILLED");
+}
+
+/// A model of the real Spark that counts, waits for somebody to let it go on, and counts again.
+const IN_TWO_STEPS: &str = "\
+import os, time
+from pyspark.sql import SparkSession
+def score(inputs, outputs, attachments):
+    spark = SparkSession.builder.getOrCreate()
+    spark.range(10).count()
+    open(FOLDER + '/counted', 'a').write(spark.sparkContext.applicationId + '\\n')
+    while not os.path.exists(FOLDER + '/go-on'):
+        time.sleep(0.1)
+    spark.range(10).count()
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resource_manager_that_is_killed_and_comes_back_costs_no_job_its_one_run_in_any_phase() {
+    let parts = Parts::take().await;
+    let (cluster, _alone) = Cluster::alone(&PARTS).await;
+    let more = ["worker.max_running=8", "worker.max_submits=8", "retry.max_attempts=3"];
+    let mut scene = Scene::on(cluster, &more).await;
+    let worker = scene.worker();
+    // With the real Spark, whose driver talks to the ResourceManager as long as it runs.
+    let mut real = Vhost::ready(&DELAYS).await;
+    let real_worker = parts.worker(&real.vhost.uri(), &borrowed(&settings(cluster)));
+    let folder = scene.folder.path().display().to_string();
+    let source = format!("FOLDER = {folder:?}\n{IN_TWO_STEPS}");
+    real.publish("real", in_cluster(cluster, "real", &source).to_string()).await;
+    let counted = scene.folder.path().join("counted");
+    until(&format!("the first step:\n{}", real_worker.log()), async || counted.exists().then_some(())).await;
+    // Each of the others is in another phase when the ResourceManager dies.
+    scene.publish("running", json!({"run": 12})).await;
+    scene.has_come_to("running", "start").await;
+    scene.publish("submitted", json!({"after": 15, "run": 5})).await;
+    scene.has_come_to("submitted", "submitted").await;
+    scene.publish("start", json!({"run": 6})).await;
+    // This launcher submits by REST, which the ResourceManager takes before it has read what there was, and then it does not
+    // start: its own programs cannot do that. So it waits until it is there.
+    let gate = scene.folder.path().join("gate");
+    scene.publish("launch", json!({"gate": gate, "run": 2})).await;
+    scene.has_come_to("start", "start").await;
+    scene.has_come_to("launch", "launch").await;
+    cluster.signal(Daemon::ResourceManager, Signal::SIGKILL);
+    tokio::task::block_in_place(|| cluster.up(&PARTS));
+    std::fs::write(gate, "").unwrap();
+    std::fs::write(scene.folder.path().join("go-on"), "").unwrap();
+    for id in ["running", "submitted", "start", "launch"] {
+        let end = scene.place.end_of(id).await;
+        let failure = end.data.failure.clone().unwrap_or_else(|| panic!("{end:#?}"));
+        assert_eq!(failure.class, FailureClass::Model, "{id}: {failure:#?}\n{}", worker.log());
+        let runs: Vec<_> = scene.steps(id).into_iter().filter(|(step, _)| step == "start").collect();
+        assert_eq!(runs.len(), 1, "{id}: {:?}\n{}", scene.steps(id), worker.log());
+        assert_eq!(failure.exception.unwrap().message, runs[0].1, "{id}");
+        println!(
+            "{id}: ResourceManager killed: attempt {}, {} launches, 1 run, failed as told",
+            end.data.attempt,
+            scene.count(id, "launch")
+        );
+    }
+    let end = real.end_of("real").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{:#?}\n{}", end.data.failure, real_worker.log());
+    assert_eq!(end.data.attempt, 1);
+    assert_eq!(std::fs::read_to_string(counted).unwrap().lines().count(), 1);
+    println!("real Spark, running: ResourceManager killed: attempt 1, completed");
 }
 
 #[tokio::test]
@@ -497,6 +620,84 @@ async fn what_stands_in_the_way_of_cluster_mode_is_told_with_what_to_do() {
         let faults = scene.place.end_of(&id).await.data.faults.unwrap();
         assert!(faults[0].message.contains(expected), "{faults:?}");
     }
+}
+
+#[tokio::test]
+async fn what_yarn_does_not_take_is_told_in_its_words_in_both_modes() {
+    let parts = Parts::take().await;
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut place = Vhost::ready(&DELAYS).await;
+    let mut settings = settings(cluster);
+    settings.extend(["retry.max_attempts=1".to_owned(), "worker.max_running=2".to_owned()]);
+    let worker = parts.worker(&place.vhost.uri(), &borrowed(&settings));
+    let source = "from pyspark.sql import SparkSession\ndef score(a, b, c):\n    SparkSession.builder.getOrCreate().range(1).count()\n";
+    let cases = [
+        ("queue-there", "cluster", ("--queue", "nowhere"), FailureClass::Submit, "unknown queue: nowhere"),
+        ("queue-here", "client", ("--queue", "nowhere"), FailureClass::Submit, "unknown queue: nowhere"),
+        (
+            "memory-there",
+            "cluster",
+            ("--driver-memory", "9g"),
+            FailureClass::Submit,
+            "above the max threshold (4096 MB)",
+        ),
+        (
+            "memory-here",
+            "client",
+            ("--executor-memory", "9g"),
+            FailureClass::Model,
+            "above the max threshold (4096 MB)",
+        ),
+    ];
+    for (id, mode, (flag, value), ..) in cases {
+        let mut job = in_cluster(cluster, id, source);
+        job["targetEngine"]["sparkConf"]["--deploy-mode"] = json!(mode);
+        job["jobParameters"][flag] = json!(value);
+        place.publish(id, job.to_string()).await;
+    }
+    for (id, _, _, class, words) in cases {
+        let failure = place.end_of(id).await.data.failure.unwrap();
+        println!("{id}: {:?}: {}", failure.class, failure.message);
+        assert_eq!(failure.class, class, "{id}: {failure:#?}\n{}", worker.log());
+        assert!(failure.message.contains(words), "{id}: {}", failure.message);
+    }
+}
+
+#[tokio::test]
+async fn a_driver_that_takes_more_memory_than_it_was_given_is_told_with_the_limit_and_the_setting() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["retry.max_attempts=1"]).await;
+    let worker = scene.worker();
+    scene.publish("greedy", json!({"eat": 500, "run": 60})).await;
+    let failure = scene.place.end_of("greedy").await.data.failure.unwrap();
+    println!("{}", failure.message);
+    assert_eq!(failure.class, FailureClass::Killed, "{failure:#?}\n{}", worker.log());
+    for words in
+        ["MB of 256 MB physical memory used", "raise spark.driver.memory or spark.driver.memoryOverhead"]
+    {
+        assert!(failure.message.contains(words), "{}", failure.message);
+    }
+    assert_eq!((scene.count("greedy", "start"), scene.count("greedy", "end")), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_whose_node_is_lost_is_told_and_yarn_does_not_start_it_anew() {
+    let (cluster, _alone) = Cluster::alone(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["retry.max_attempts=1"]).await;
+    let worker = scene.worker();
+    scene.publish("lost", json!({"run": 30})).await;
+    scene.has_come_to("lost", "start").await;
+    let application = scene.steps("lost").pop().unwrap().1;
+    cluster.signal(Daemon::NodeManager, Signal::SIGKILL);
+    let end = scene.place.end_of("lost").await;
+    let failure = end.data.failure.clone().unwrap_or_else(|| panic!("{end:#?}"));
+    println!("{}", failure.message);
+    assert_eq!(failure.class, FailureClass::Lost, "{failure:#?}\n{}", worker.log());
+    assert!(failure.message.starts_with("the cluster lost the driver of "), "{}", failure.message);
+    assert!(failure.message.contains("*lost* node"), "{}", failure.message);
+    assert_eq!(scene.state(&application), "FAILED");
+    tokio::task::block_in_place(|| cluster.up(&PARTS));
+    assert_eq!(scene.count("lost", "start"), 1);
 }
 
 /// How many jobs and kills the storm has: some, or what `SPARK_RUNTIME_TEST_STORM` says, as `100,30`.

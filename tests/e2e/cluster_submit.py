@@ -8,8 +8,11 @@ whatever it does, since nothing of it ever talks to the ResourceManager; so what
 The model's source says what happens, in a line `# fake: {...}` with these keys, all of them optional:
   journal   a file to which launcher and driver append a line for each step, with the application and the moment
   before    how long the launcher takes until it submits, in seconds; after: how long it goes on then
+  gate      a file for which the launcher waits before it submits
   launch    the launcher's exit code, without submitting anything
   run       how long the driver runs, in seconds
+  until     a file for which it waits besides
+  eat       how many megabytes the driver takes while it runs
   silent    the driver leaves no last word, and ends with this code
 """
 
@@ -67,6 +70,8 @@ def launch(arguments):
         print("the fake launcher was told to fail", file=sys.stderr)
         raise SystemExit(told["launch"])
     time.sleep(told.get("before", 0))
+    while "gate" in told and not os.path.exists(told["gate"]):
+        time.sleep(0.1)
     apps = "http://{}/ws/v1/cluster/apps".format(property_of(folder, "yarn.resourcemanager.webapp.address"))
     user = "user.name=" + os.environ.get("HADOOP_USER_NAME", os.environ.get("USER", "root"))
     identity = json.loads(ask("POST", "{}/new-application?{}".format(apps, user), b""))["application-id"]
@@ -115,7 +120,11 @@ def drive(identity, handed):
         note(told, "called-off", identity)
         raise SystemExit(75)
     note(told, "start", identity)
+    eaten = b"x" * (told.get("eat", 0) << 20)
     time.sleep(told.get("run", 0))
+    while "until" in told and not os.path.exists(told["until"]):
+        time.sleep(0.1)
+    del eaten
     note(told, "end", identity)
     print("the fake driver of " + identity + " has run", file=sys.stderr)
     if "silent" in told:

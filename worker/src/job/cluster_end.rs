@@ -175,6 +175,14 @@ fn silent(end: &ClusterEnd, started: bool) -> Verdict {
             format!("the driver of {id} could not bring its report or the job's files to HDFS; see the log"),
             true,
         ),
+        (_, Cause::Exit(CALLED_OFF)) if started => verdict(
+            FailureClass::Lost,
+            format!(
+                "the cluster lost the first container of {id}'s driver, or took its place for something else, and started the \
+                 driver anew, which did nothing: a driver runs once in an application"
+            ),
+            true,
+        ),
         (_, Cause::Exit(CALLED_OFF)) => verdict(
             FailureClass::Lost,
             format!(
@@ -318,6 +326,21 @@ mod tests {
         assert_eq!(of(Cause::Exit(70)), (FailureClass::Infrastructure, true));
         assert_eq!(of(Cause::Exit(75)), (FailureClass::Lost, true));
         assert_eq!(of(Cause::Other), (FailureClass::Submit, true));
+    }
+
+    #[test]
+    fn a_driver_that_the_cluster_starts_anew_is_told_from_one_whose_launch_was_called_off() {
+        let end = ClusterEnd {
+            id: ID.into(),
+            verdict: ClusterVerdict::Failed,
+            cause: Cause::Exit(CALLED_OFF),
+            reason: String::new(),
+        };
+        let (class, anew, _) = failure(silent(&end, true));
+        assert_eq!(class, FailureClass::Lost);
+        assert!(anew.contains("started the driver anew, which did nothing"), "{anew}");
+        let (_, never, _) = failure(silent(&end, false));
+        assert!(never.contains("nothing of the job was run by it"), "{never}");
     }
 
     #[test]

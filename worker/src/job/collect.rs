@@ -37,6 +37,8 @@ const LARGEST_PART: u64 = 4 << 20;
 /// The most reasons for bad records that an event has, and the most characters of each.
 const MOST_REASONS: usize = 20;
 const LONGEST_REASON: usize = 200;
+/// The end of what is said where only the log says why.
+pub(super) const SEE_LOG: &str = "; see the log";
 /// Where results are kept that no event takes.
 const RESULTS: &str = "results.json";
 
@@ -110,6 +112,7 @@ pub async fn collect(
             let found = found.await.ok().flatten();
             let log = found.as_ref().map(|(_, log)| log.clone());
             if failure.class == FailureClass::Submit
+                && failure.message.ends_with(SEE_LOG)
                 && let Some(words) = found.as_ref().and_then(|(tail, _)| launcher_gave_up(tail))
             {
                 failure.message.push_str(&format!(": {words}"));
@@ -318,24 +321,30 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
 /// Why Spark gave an application up, where what it raised in the model says so: that is no fault of the model's. The words
 /// are those of `StandaloneAppClient` and `StandaloneSchedulerBackend`, and of a context that was stopped by its own
 /// scheduler (`SparkContext.stopInNewThread`), which is what a model meets that was about to use it.
-fn given_up(message: &str) -> Option<&'static str> {
+fn given_up(message: &str) -> Option<(FailureClass, &'static str)> {
+    use FailureClass::{Infrastructure, Submit};
     if message.contains("All masters are unresponsive! Giving up.") {
-        return Some("no master of the standalone cluster answers");
+        return Some((Infrastructure, "no master of the standalone cluster answers"));
+    }
+    if message.contains("YarnException: Failed to submit application_") {
+        return Some((Submit, "YARN did not take it"));
     }
     if message.contains("Yarn application has already ended") {
-        return Some(
-            "YARN refused it, or ended it before it could begin (is there such a queue, and as much memory?)",
-        );
+        return Some((Submit, "YARN ended it before it could begin"));
     }
     if message.contains("Master removed our application") {
-        return Some("the master removed it, as it does when executors fail again and again");
+        return Some((
+            Infrastructure,
+            "the master removed it, as it does when executors fail again and again",
+        ));
     }
     let (_, after) = message.split_once("Cannot call methods on a stopped SparkContext")?;
     let (_, stopped_at) = after.split_once("it was stopped at:")?;
-    stopped_at.trim_start().starts_with("org.apache.spark.SparkContext$$anon$").then_some(
+    stopped_at.trim_start().starts_with("org.apache.spark.SparkContext$$anon$").then_some((
+        Infrastructure,
         "Spark stopped its own context, as it does when no master of a standalone cluster answers, or when the master \
          removes the application because its executors fail",
-    )
+    ))
 }
 
 /// What the driver's own word for a failure says.
@@ -356,12 +365,12 @@ pub(super) fn raised(
             Verdict::Rejected(vec![Fault::new(at, message)])
         }
         FailureKind::Model => {
-            if let Some(reason) = given_up(&exception.message) {
-                let mut message = format!("the cluster ended the job's application: {reason}; see the log");
+            if let Some((class, reason)) = given_up(&exception.message) {
+                let mut message = format!("the cluster ended the job's application: {reason}{SEE_LOG}");
                 if let Some(cause) = java_cause(&exception.message) {
                     message.push_str(&format!(": {cause}"));
                 }
-                let mut failure = plain(FailureClass::Infrastructure, message);
+                let mut failure = plain(class, message);
                 failure.exception = Some(exception);
                 return Verdict::Failed { failure: Box::new(failure), may_pass: true };
             }
@@ -375,7 +384,9 @@ pub(super) fn raised(
                 message.push_str(&format!(": {}", first_line(&exception.message)));
             }
             if let Some(cause) = java_cause(&exception.message) {
-                message.push_str(&format!(" {cause}"));
+                let shown = message.trim_end_matches('.').len();
+                message.truncate(shown);
+                message.push_str(&format!(": {cause}"));
             }
             let mut failure = plain(FailureClass::Model, message);
             failure.exception = Some(exception);
@@ -716,10 +727,12 @@ mod tests {
             raised(&format!("{stopped}org.apache.spark.SparkContext$$anon$3.run(SparkContext.scala:2298)")),
             cluster
         );
+        let yarn = (FailureClass::Submit, true, true);
         assert_eq!(
             raised("x\n: org.apache.spark.SparkException: Yarn application has already ended! It"),
-            cluster
+            yarn
         );
+        assert_eq!(raised("x\n: org.x.YarnException: Failed to submit application_1_1 to YARN : y"), yarn);
         // One that the model stopped itself.
         let model = (FailureClass::Model, false, false);
         assert_eq!(raised(&format!("{stopped}org.apache.spark.api.java.JavaSparkContext.stop(x)")), model);

@@ -30,7 +30,7 @@ use super::follow::{Following, Pace, Sight, Watch};
 use super::job_folder::{FolderError, JobFolder, LastWord, Stage};
 use super::logs::{self, Bounds};
 use super::pack::{ARCHIVE, UNPACKED, pack, uri};
-use super::reason::cause;
+use super::reason::{cause, memory_used};
 use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Standing};
 use crate::config::{Keep, Settings, YarnSettings};
 use crate::spark::argv::Sent;
@@ -293,8 +293,10 @@ async fn patiently<T, F: Future<Output = Result<T, Trouble>>>(
 /// A launch that is to be followed.
 struct FoundLaunch {
     ticket: String,
-    /// What the cluster knows of its application; nothing when it has forgotten one that had begun.
+    /// What the cluster knows of its application; nothing when it has forgotten one that had begun, or does not tell of it yet.
     report: Option<Report>,
+    /// Its driver has left its last word.
+    has_ended: bool,
 }
 
 impl Cluster {
@@ -316,7 +318,7 @@ impl Cluster {
         let prefix = launch_tag(tag, "");
         let of = |report: Report| {
             let ticket = report.tag_after(&prefix)?.to_owned();
-            Some(FoundLaunch { ticket, report: Some(report) })
+            Some(FoundLaunch { ticket, report: Some(report), has_ended: false })
         };
         let over = match look(self.resource_manager(), tag).await? {
             Found::Alive { first, others } => {
@@ -343,7 +345,7 @@ impl Cluster {
             folder.revoke(ticket).await?;
         }
         let begun = if open.is_empty() { tickets } else { folder.tickets().await? };
-        let Some((ticket, _)) = begun.into_iter().find(|(_, stage)| *stage > Stage::Open) else {
+        let Some((ticket, stage)) = begun.into_iter().find(|(_, stage)| *stage > Stage::Open) else {
             return Ok(None);
         };
         // A driver has begun, so that YARN has had its application: it may not tell of it yet, or not any more.
@@ -351,7 +353,9 @@ impl Cluster {
         match look(self.resource_manager(), &launch_tag(tag, &ticket)).await? {
             Found::Alive { first, .. } => Ok(of(first)),
             Found::Over(mut reports) => Ok(of(reports.remove(0))),
-            Found::Nothing => Ok(Some(FoundLaunch { ticket, report: None })),
+            Found::Nothing => {
+                Ok(Some(FoundLaunch { ticket, report: None, has_ended: stage == Stage::Ended }))
+            }
         }
     }
 
@@ -366,9 +370,16 @@ impl Cluster {
         let was_forgotten = found.report.is_none();
         let application =
             ClusterApplication::new(self.clone(), folder, tag.to_owned(), found.ticket, following, sought);
-        let lost = was_forgotten
+        // One that has left no last word may go on: that it is lost is not said before the time that is borne is over.
+        let lost = (was_forgotten && found.has_ended)
             .then(|| "YARN has no application of the job any more, of which a driver had begun".to_owned());
-        Ok(ClusterApplication { is_adopted: true, known: found.report, lost, ..application })
+        Ok(ClusterApplication {
+            is_adopted: true,
+            known: found.report,
+            has_begun: was_forgotten,
+            lost,
+            ..application
+        })
     }
 }
 
@@ -407,6 +418,8 @@ struct ClusterApplication {
     is_accepted: bool,
     has_started: bool,
     is_running: bool,
+    /// Its driver has begun, as its ticket says, though the cluster may not tell of it.
+    has_begun: bool,
     /// It is nowhere to be found, and why.
     lost: Option<String>,
     wanted: watch::Sender<Want>,
@@ -440,6 +453,7 @@ impl ClusterApplication {
             is_accepted: false,
             has_started: false,
             is_running: false,
+            has_begun: false,
             lost: None,
             wanted,
             heard,
@@ -547,7 +561,9 @@ impl ClusterApplication {
                 ));
                 return Some(self.ended(None).await);
             }
-            Sight::Missing { since } if since.elapsed() >= lost_after && self.known.is_some() => {
+            Sight::Missing { since }
+                if since.elapsed() >= lost_after && (self.known.is_some() || self.has_begun) =>
+            {
                 self.lost =
                     Some(format!("YARN has had no {} for {for_so_long} (yarn.lost_after)", self.name()));
                 return Some(self.ended(None).await);
@@ -555,7 +571,7 @@ impl ClusterApplication {
             _ => {}
         }
         let (exit, since) = self.launched?;
-        if self.known.is_some() || since.elapsed() < settings.grace {
+        if self.known.is_some() || self.has_begun || since.elapsed() < settings.grace {
             return None;
         }
         match self.was_never_accepted(false).await {
@@ -573,8 +589,8 @@ impl ClusterApplication {
         }
     }
 
-    /// Whether spark-submit ended and YARN has, and never will have, an application of it that runs anything. One that is
-    /// there keeps its ticket, unless it `is_to_end`.
+    /// Whether spark-submit ended and YARN has, and never will have, an application of it that runs anything, nor has had one
+    /// whose driver began. One that is there keeps its ticket, unless it `is_to_end`.
     async fn was_never_accepted(&mut self, is_to_end: bool) -> Result<bool, Trouble> {
         let launch = launch_tag(&self.tag, &self.ticket);
         for is_revoked in [is_to_end, true] {
@@ -593,7 +609,10 @@ impl ClusterApplication {
                 Found::Nothing => {}
             }
         }
-        Ok(true)
+        // A ticket that is taken is not revoked: then YARN has had it, whatever it tells of it now.
+        let stage = self.folder.tickets().await?.get(&self.ticket).copied();
+        self.has_begun = stage > Some(Stage::Open);
+        Ok(!self.has_begun)
     }
 
     /// Ends it, step by step: spark-submit, then the application.
@@ -605,6 +624,13 @@ impl ClusterApplication {
                 launcher.terminate()
             }
             return None;
+        }
+        if self.has_begun && self.known.is_none() {
+            // There is nothing yet that could be asked to end.
+            tokio::time::sleep(FIRST_PAUSE).await;
+            if let Some(change) = self.give_up().await {
+                return Some(change);
+            }
         }
         let Some(known) = self.known.clone() else {
             return match self.was_never_accepted(true).await {
@@ -716,7 +742,7 @@ impl ClusterApplication {
                     }
                 },
                 cause: cause(&report.whole_reason()),
-                reason: report.reason(),
+                reason: memory_used(&report.whole_reason()).unwrap_or_else(|| report.reason()),
                 id: report.id,
             }),
             (None, lost) => Outcome::Lost(lost.unwrap_or_default()),

@@ -157,7 +157,7 @@ mod tests {
         ];
         let (ended, asked) = ended(answers, Patience { ask: Duration::ZERO, ..PATIENCE }).await;
         assert_eq!(ended, Ok(Ended::Unknown));
-        assert_eq!(asked, ["GET", "GET", "PUT", "GET", "PUT", "GET", "GET", "PUT", "GET"]);
+        assert_eq!(asked, ["GET", "GET", "PUT", "GET", "PUT", "GET", "GET", "PUT", "GET", "GET"]);
     }
 
     #[tokio::test]

@@ -55,7 +55,7 @@ pub enum Found {
 /// # Errors
 /// [`ResourceManagerError`]: then nothing is known, and nothing may be submitted.
 pub async fn look(cluster: &ResourceManager, tag: &str) -> Result<Found, ResourceManagerError> {
-    let mut found = cluster.tagged(&[tag]).await?;
+    let mut found = cluster.certainly_tagged(tag).await?;
     found.sort_by(|one, other| (one.started_time, &one.id).cmp(&(other.started_time, &other.id)));
     let (mut alive, mut over): (Vec<Report>, Vec<Report>) =
         found.into_iter().partition(|report| !report.state.is_over());
@@ -118,6 +118,11 @@ mod tests {
     async fn nothing_is_nothing_only_where_the_cluster_says_so() {
         let cluster = Scripted::start(vec![listing(&[])]).await;
         assert_eq!(look(&client(&cluster), "t").await, Ok(Found::Nothing));
+        let cluster =
+            Scripted::start(vec![listing(&[]), listing(&[&report("application_1_1", "RUNNING", "t", 1)])])
+                .await;
+        let found = look(&client(&cluster), "t").await.unwrap();
+        assert_eq!(alive(&found), ["application_1_1"], "it was not known before");
         let cluster = Scripted::start(vec![answer("500 Internal Server Error", "")]).await;
         let error = look(&client(&cluster), "t").await.unwrap_err();
         assert!(matches!(error, ResourceManagerError::Away(_)));

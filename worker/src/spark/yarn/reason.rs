@@ -35,6 +35,16 @@ pub(super) fn cause(diagnostics: &str) -> Cause {
     code_after(DRIVER_EXIT).or_else(|| code_after(EXIT)).map_or(Cause::Other, Cause::Exit)
 }
 
+/// How much memory a container had used that was ended for it, and how much it had been given, in YARN's words. They stand
+/// far behind in the diagnostics.
+#[must_use]
+pub(super) fn memory_used(diagnostics: &str) -> Option<String> {
+    let (_, rest) = diagnostics.split_once("Current usage: ")?;
+    let end = rest.find([';', '\n']).unwrap_or(rest.len());
+    let words = rest.get(..end)?.trim_end_matches('.').trim();
+    (!words.is_empty()).then(|| format!("YARN says: {words}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,7 +53,9 @@ mod tests {
     fn yarns_words_are_read_as_they_are_meant() {
         let memory = "Application application_1_1 failed 1 times due to AM Container for appattempt_1_1_000001 exited with  \
             exitCode: -104 Failing this attempt.Diagnostics: Container [pid=1,containerID=c] is running 1B beyond the \
-            'PHYSICAL' memory limit. Current usage: 1.4 GB of 1.4 GB physical memory used";
+            'PHYSICAL' memory limit. Current usage: 1.4 GB of 1.4 GB physical memory used; 5 GB of 3 GB virtual memory used";
+        assert_eq!(memory_used(memory).as_deref(), Some("YARN says: 1.4 GB of 1.4 GB physical memory used"));
+        assert_eq!(memory_used("Container preempted by scheduler"), None);
         for (words, expected) in [
             (memory, Cause::Memory),
             ("Container preempted by scheduler", Cause::Preempted),

@@ -288,6 +288,21 @@ struct One {
     app: Report,
 }
 
+/// What a ResourceManager says of itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Info {
+    cluster_info: ClusterInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ClusterInfo {
+    /// `ACTIVE` once it has read what it wrote down before.
+    #[serde(rename = "haState")]
+    ha_state: Option<String>,
+}
+
 #[derive(Debug, Deserialize)]
 struct OneOfLogs {
     app: LogReport,
@@ -410,11 +425,48 @@ impl ResourceManager {
         Ok(found)
     }
 
+    /// The same for one tag, where it matters that there is nothing alive: a ResourceManager that was started again answers
+    /// before it knows of the applications of before, and then says of each that there is no such thing.
+    ///
+    /// # Errors
+    /// [`ResourceManagerError`]; then nothing is known, also while it starts.
+    pub async fn certainly_tagged(&self, tag: &str) -> Result<Vec<Report>, ResourceManagerError> {
+        let found = self.tagged(&[tag]).await?;
+        if found.iter().any(|report| !report.state.is_over()) {
+            return Ok(found);
+        }
+        self.must_have_started().await?;
+        // What was said before that may be from when it had not.
+        self.tagged(&[tag]).await
+    }
+
+    /// Makes sure that the ResourceManager knows by now what it ever will of what there was before it was started.
+    async fn must_have_started(&self) -> Result<(), ResourceManagerError> {
+        let question = Question { method: Method::GET, path: "ws/v1/cluster/info", query: &[], body: None };
+        let info: Option<Info> = self.ask(&question).await?;
+        match info.and_then(|info| info.cluster_info.ha_state) {
+            Some(state) if state != "ACTIVE" => {
+                Err(ResourceManagerError::Away(format!("the one that answers is not active yet ({state})")))
+            }
+            // Those that do not tell have nothing that they would still have to read.
+            _ => Ok(()),
+        }
+    }
+
     /// One application; `None` when the ResourceManager says that there is none, or none any more.
     ///
     /// # Errors
     /// [`ResourceManagerError`]; then nothing is known about it.
     pub async fn application(&self, id: &str) -> Result<Option<Report>, ResourceManagerError> {
+        let found = self.application_now(id).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        self.must_have_started().await?;
+        self.application_now(id).await
+    }
+
+    async fn application_now(&self, id: &str) -> Result<Option<Report>, ResourceManagerError> {
         let path = format!("ws/v1/cluster/apps/{}", segment(id));
         let question = Question { method: Method::GET, path: &path, query: &[], body: None };
         let one: Option<One> = self.ask(&question).await?;

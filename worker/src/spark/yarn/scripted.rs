@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// A ResourceManager that gives its answers in their order, the last one again and again, and keeps the questions.
+/// A ResourceManager that gives its answers in their order, the last one again and again, and keeps the questions; but of
+/// itself it says the same whenever it is asked.
 pub(super) struct Scripted {
     pub(super) address: String,
     pub(super) asked: Arc<Mutex<Vec<String>>>,
@@ -13,6 +14,11 @@ pub(super) struct Scripted {
 
 impl Scripted {
     pub(super) async fn start(answers: Vec<String>) -> Self {
+        Self::start_saying(r#"{"clusterInfo":{"haState":"ACTIVE"}}"#, answers).await
+    }
+
+    /// One that says this of itself.
+    pub(super) async fn start_saying(info: &'static str, answers: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -32,6 +38,10 @@ impl Scripted {
                     if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
                         break;
                     }
+                }
+                if question.starts_with(b"GET /ws/v1/cluster/info") {
+                    stream.write_all(answer("200 OK", info).as_bytes()).await.unwrap();
+                    continue;
                 }
                 log.lock().unwrap().push(String::from_utf8_lossy(&question).into_owned());
                 let answer = answers.next().unwrap();

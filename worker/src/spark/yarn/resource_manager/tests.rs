@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::super::scripted::{Scripted, answer, listing};
+use super::super::scripted::{Scripted, answer, listing, report};
 use super::*;
 
 /// What a real ResourceManager (3.5.0) says of an application that waits for its first container; what no one reads is
@@ -79,7 +79,10 @@ async fn an_application_that_was_killed_is_told_so_and_its_absence_only_by_yarns
     let page = "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 13\r\n\r\n<html></html>";
     let answers = vec![
         one,
+        // That it is not there is asked twice.
         answer("404 Not Found", NOT_FOUND),
+        answer("404 Not Found", NOT_FOUND),
+        answer("400 Bad Request", NO_ID),
         answer("400 Bad Request", NO_ID),
         page.to_owned(),
         answer("500 Internal Server Error", r#"{"RemoteException":{"exception":"X","message":"m"}}"#),
@@ -211,4 +214,20 @@ fn what_is_no_address_is_told() {
     assert_eq!(none, ResourceManagerError::NoAddress);
     let bad = ResourceManager::new(&["ftp://x".to_owned()], None).unwrap_err();
     assert!(bad.to_string().starts_with("\"ftp://x\" is no address of a ResourceManager: "), "{bad}");
+}
+
+#[tokio::test]
+async fn one_that_has_just_been_started_is_no_witness_for_what_is_not_there() {
+    let starting = r#"{"clusterInfo":{"state":"INITED","haState":"INITIALIZING"}}"#;
+    let cluster =
+        Scripted::start_saying(starting, vec![listing(&[]), answer("404 Not Found", NOT_FOUND)]).await;
+    let asker = client(&[&cluster]);
+    let error = asker.certainly_tagged("t").await.unwrap_err();
+    assert!(error.to_string().contains("is not active yet (INITIALIZING)"), "{error}");
+    let error = asker.application("application_1_1").await.unwrap_err();
+    assert!(matches!(error, ResourceManagerError::Away(_)), "{error:?}");
+    // What is there is there.
+    let alive = listing(&[&report("application_1_1", "RUNNING", "t", 1)]);
+    let cluster = Scripted::start_saying(starting, vec![alive]).await;
+    assert_eq!(client(&[&cluster]).certainly_tagged("t").await.unwrap().len(), 1);
 }
