@@ -360,7 +360,7 @@ pub static SETTINGS: &[Setting] = &[
         "spark.master",
         Kind::Text,
         "local[*]",
-        "The master for jobs that do not name one: `local[*]`, `local[2]`, `spark://host:7077` or `yarn`.",
+        "The master for jobs that do not name one: `local[*]`, `local[2]`, `spark://host:7077`, `yarn` or `k8s://https://host:port`.",
     ),
     setting(
         "spark.master_page_port",
@@ -432,7 +432,7 @@ pub static SETTINGS: &[Setting] = &[
         "yarn.max_followed",
         Kind::Count { least: 0, most: 1500 },
         "500",
-        "How many applications in cluster mode a worker looks after, beside the jobs that run on its own machine \
+        "How many applications in cluster mode, on YARN or Kubernetes, a worker looks after, beside the jobs that run on its own machine \
          (`worker.max_running`).",
     ),
     setting(
@@ -447,6 +447,71 @@ pub static SETTINGS: &[Setting] = &[
         "1h",
         "How long an application may be unknown, as while the ResourceManager is away or when it has forgotten it. Then it has \
          failed with the class `lost`.",
+    ),
+    setting(
+        "kubernetes.folder",
+        Kind::AnyText,
+        "",
+        "The folder in HDFS for what workers and drivers in pods leave for each other, and by which a job's files go to its pod. \
+         Every worker has to name the same, and both have to be allowed to write there. When it is empty, it is \
+         `/user/<user>/.spark-runtime`. Pods find HDFS by the configuration that `spark.environment.HADOOP_CONF_DIR` names, which \
+         spark-submit hands on to them.",
+    ),
+    setting(
+        "kubernetes.service",
+        Kind::AnyText,
+        "",
+        "What sets the pods of this service apart from those of another one in the same namespace. All workers of a service have to \
+         say the same: a worker looks for a job's pod by this before it submits one.",
+    ),
+    setting(
+        "kubernetes.namespace",
+        Kind::AnyText,
+        "",
+        "The namespace for jobs that name none (`spark.kubernetes.namespace`), themselves or by the policy. When it is empty, it is \
+         that of the kubeconfig's context, or of the pod that the worker runs in.",
+    ),
+    setting(
+        "kubernetes.context",
+        Kind::AnyText,
+        "",
+        "The context of the kubeconfig, when it is not its current one. The kubeconfig is the one that spark-submit finds: \
+         `spark.environment.KUBECONFIG`, else `~/.kube/config`, else what Kubernetes gives to the pod that the worker runs in. A job \
+         whose master is another API server than the kubeconfig's is refused, unless that is the worker's own `spark.master`.",
+    ),
+    setting(
+        "kubernetes.image",
+        Kind::AnyText,
+        "",
+        "The image of drivers and executors for jobs that name none (`spark.kubernetes.container.image`). It needs the Spark of the \
+         worker and a Python that its PySpark takes.",
+    ),
+    setting(
+        "kubernetes.service_account",
+        Kind::AnyText,
+        "",
+        "The service account of drivers for jobs that name none (`spark.kubernetes.authenticate.driver.serviceAccountName`). It has to \
+         be allowed to make and delete pods, services and config maps.",
+    ),
+    setting(
+        "kubernetes.keep_pods",
+        Kind::Choice(&["never", "failed", "always"]),
+        "failed",
+        "Which pods of drivers stay when the end of their job was told, for whoever wants to look at them: those that `failed`, all or \
+         none. What a driver wrote is in the job's event and log in any case. A pod that was kept is removed when its job runs again, \
+         and else by Kubernetes itself, which keeps only so many that are over.",
+    ),
+    setting(
+        "kubernetes.grace",
+        span(Duration::ZERO),
+        "10s",
+        "How long after the end of spark-submit the API server may take to know of a pod, and of all that it needs to start.",
+    ),
+    setting(
+        "kubernetes.lost_after",
+        span(SECOND),
+        "1h",
+        "How long a pod may be unknown, as while the API server is away. Then its job has failed with the class `lost`.",
     ),
     setting(
         "git.program",
@@ -707,6 +772,8 @@ pub struct Settings {
     pub sql: SqlSettings,
     /// Clusters with YARN, and applications in cluster mode there.
     pub yarn: YarnSettings,
+    /// Drivers in pods of Kubernetes.
+    pub kubernetes: KubernetesSettings,
     /// The logs of jobs.
     pub log: LogSettings,
     effective: Vec<Effective>,
@@ -784,6 +851,40 @@ pub struct YarnSettings {
     pub grace: Duration,
     /// How long an application may be unknown.
     pub lost_after: Duration,
+}
+
+/// Section `kubernetes`.
+#[derive(Debug, Clone)]
+pub struct KubernetesSettings {
+    /// The folder in HDFS for what workers and drivers leave for each other, where one is named.
+    pub folder: Option<String>,
+    /// What sets this service's pods apart.
+    pub service: String,
+    /// The namespace of those who name none, where one is named.
+    pub namespace: Option<String>,
+    /// The context of the kubeconfig, when it is not the current one.
+    pub context: Option<String>,
+    /// The image of those who name none.
+    pub image: Option<String>,
+    /// The service account of drivers of those who name none.
+    pub service_account: Option<String>,
+    /// Which pods stay when the end of their job was told.
+    pub keep_pods: KeepPods,
+    /// How long after the end of spark-submit a pod may take to be known.
+    pub grace: Duration,
+    /// How long a pod may be unknown.
+    pub lost_after: Duration,
+}
+
+/// Which pods of drivers stay when the end of their job was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepPods {
+    /// None.
+    Never,
+    /// Those whose driver did not succeed.
+    Failed,
+    /// All.
+    Always,
 }
 
 /// Section `attachments`.
@@ -1174,6 +1275,22 @@ impl Settings {
                 max_followed: number(reader.count("yarn.max_followed")),
                 grace: reader.span("yarn.grace"),
                 lost_after: reader.span("yarn.lost_after"),
+            },
+            kubernetes: KubernetesSettings {
+                folder: Some(reader.text("kubernetes.folder")).filter(|text| !text.is_empty()),
+                service: reader.text("kubernetes.service"),
+                namespace: Some(reader.text("kubernetes.namespace")).filter(|text| !text.is_empty()),
+                context: Some(reader.text("kubernetes.context")).filter(|text| !text.is_empty()),
+                image: Some(reader.text("kubernetes.image")).filter(|text| !text.is_empty()),
+                service_account: Some(reader.text("kubernetes.service_account"))
+                    .filter(|text| !text.is_empty()),
+                keep_pods: match reader.text("kubernetes.keep_pods").as_str() {
+                    "never" => KeepPods::Never,
+                    "always" => KeepPods::Always,
+                    _ => KeepPods::Failed,
+                },
+                grace: reader.span("kubernetes.grace"),
+                lost_after: reader.span("kubernetes.lost_after"),
             },
             log: LogSettings {
                 limit: reader.count("log.limit"),

@@ -36,6 +36,8 @@ use crate::spark::backends::Backends;
 use crate::spark::class_data::ClassData;
 use crate::spark::client_mode::ClientMode;
 use crate::spark::guard::LastWill;
+#[cfg(feature = "kubernetes")]
+use crate::spark::kubernetes::cluster_mode::PodMode;
 use crate::spark::policy::PolicyError;
 #[cfg(feature = "yarn")]
 use crate::spark::yarn::cluster_mode::ClusterMode;
@@ -236,12 +238,16 @@ pub fn runtimes(settings: &Settings) -> Result<Runtimes, ServiceError> {
 
 /// All ways of running, with `client` for what runs on this machine.
 fn backends(settings: &Settings, client: Arc<ClientMode>) -> Arc<dyn Backend> {
+    #[cfg(feature = "kubernetes")]
+    let kubernetes = PodMode::new(settings, client.clone());
     #[cfg(feature = "yarn")]
     let yarn = ClusterMode::new(settings, client.clone());
-    #[cfg(not(feature = "yarn"))]
+    #[cfg(not(any(feature = "kubernetes", feature = "yarn")))]
     let _ = settings;
     Arc::new(Backends::new(
         client,
+        #[cfg(feature = "kubernetes")]
+        kubernetes,
         #[cfg(feature = "yarn")]
         yarn,
     ))

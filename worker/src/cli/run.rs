@@ -75,7 +75,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
     let names = output_names(&job);
     let mut attempt = attempt(&context, &claim, job, text).await;
     // Here its end is told to nobody but whoever waits for it.
-    context.backend.forget(&identity(&claim), claim.mode).await;
+    context.backend.forget(&identity(&claim), &claim.mode).await;
     let written = save_outputs(&attempt, &names, &args.outputs);
     // What could not be saved must not be lost with the directory.
     attempt.course.keep_directory |= written.is_err();

@@ -286,8 +286,8 @@ impl Assigner {
 
         let is_exhausted = claimed.failures >= self.context.settings.retry.max_attempts;
         // What others have made of a job that runs elsewhere is no reason to end it: it may still be running.
-        let elsewhere = match mode {
-            Mode::Cluster if claimed.cancelled || is_exhausted || reason.is_some() => {
+        let elsewhere = match claim.mode.is_cluster() {
+            true if claimed.cancelled || is_exhausted || reason.is_some() => {
                 self.look_elsewhere(&claim, claimed.cancelled, stop).await
             }
             _ => Elsewhere::Nothing,
@@ -331,7 +331,7 @@ impl Assigner {
     /// What runs in a cluster of a job that is not to be run here again. It `is_to_end` before anybody is told that it has.
     async fn look_elsewhere(&self, claim: &Claim, is_to_end: bool, stop: &Stop) -> Elsewhere {
         let mut stop = stop.clone();
-        let sought = sought(&self.context, claim, Mode::Cluster);
+        let sought = sought(&self.context, claim, claim.mode.clone());
         let ended = async {
             let Some(mut application) = self.context.backend.find(&sought).await? else {
                 return Ok(Elsewhere::Nothing);

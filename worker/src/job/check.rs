@@ -58,11 +58,7 @@ impl Plan {
     /// Where the driver runs. One that needs no Spark needs no cluster either.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        if self.way() == Way::Spark && self.command_line.is_cluster_mode() {
-            Mode::Cluster
-        } else {
-            Mode::Client
-        }
+        if self.way() == Way::Spark { self.command_line.mode() } else { Mode::Client }
     }
 
     /// What is agreed with a record model.
@@ -171,10 +167,7 @@ impl Judge {
     /// Where the driver of `job` may run, as far as its flags say: in a cluster only when they do.
     #[must_use]
     pub fn mode(&self, job: &Job) -> Mode {
-        match CommandLine::of(job, &self.policy, &self.master) {
-            Ok(line) if line.is_cluster_mode() => Mode::Cluster,
-            _ => Mode::Client,
-        }
+        CommandLine::of(job, &self.policy, &self.master).map_or(Mode::Client, |line| line.mode())
     }
 
     /// As whom `job` runs; the worker's user, for a job whose flags will not do.
@@ -200,7 +193,7 @@ impl Judge {
             contract.way = Way::Spark;
         }
         let reads_database = plan.contract().is_some_and(Contract::reads_database);
-        if plan.mode() == Mode::Cluster && reads_database {
+        if plan.mode().is_cluster() && reads_database {
             return Err(vec![Fault::new(
                 "",
                 "reads SQL inputs in cluster mode, where the database's password would have to travel; leave --deploy-mode out",

@@ -90,8 +90,7 @@ pub(super) fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
         Some(Cut::PendingDeadline) => {
             let what = waited_for.unwrap_or_else(|| "the application in the cluster".to_owned());
             let message = format!(
-                "the driver got no place within {} (job.pending_timeout): {what}; ask for less memory or fewer cores, or \
-                 choose a queue with room",
+                "the driver got no place within {} (job.pending_timeout): {what}",
                 limits.pending_timeout
             );
             return failed(FailureClass::Pending, message, true);
@@ -165,6 +164,14 @@ fn silent(end: &ClusterEnd, started: bool) -> Verdict {
         (_, Cause::Preempted) => verdict(
             FailureClass::Killed,
             format!("the cluster took the place of {id} for something else (preemption){reason}"),
+            true,
+        ),
+        (_, Cause::Evicted) => verdict(
+            FailureClass::Killed,
+            format!(
+                "the machine of the driver of {id} had too little memory or disk left and put it out; ask for what it really \
+                 needs, with spark.driver.memory and spark.driver.memoryOverhead{reason}"
+            ),
             true,
         ),
         (_, Cause::NodeLost) => {
@@ -323,6 +330,7 @@ mod tests {
         assert_eq!(of(Cause::Memory), (FailureClass::Killed, false));
         assert_eq!(of(Cause::Preempted), (FailureClass::Killed, true));
         assert_eq!(of(Cause::NodeLost), (FailureClass::Lost, true));
+        assert_eq!(of(Cause::Evicted), (FailureClass::Killed, true));
         assert_eq!(of(Cause::Exit(70)), (FailureClass::Infrastructure, true));
         assert_eq!(of(Cause::Exit(75)), (FailureClass::Lost, true));
         assert_eq!(of(Cause::Other), (FailureClass::Submit, true));

@@ -26,7 +26,6 @@ use crate::broker::ledger::{Held, Ledger, Superseded};
 use crate::broker::message::{Message, Seen};
 use crate::broker::publisher::{Announcement, Burial, Publisher};
 use crate::crash::crash_point;
-use crate::spark::Mode;
 
 /// What is to be done with the delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +208,7 @@ pub async fn settle(
             desk.ledger.release(held, Reason::Failed).await?;
             crash_point("after-release");
             // The next attempt must not take this one's application for one whose end nobody has told.
-            context.backend.forget(&identity(claim), claim.mode).await;
+            context.backend.forget(&identity(claim), &claim.mode).await;
             retry(context, &desk.publisher, claim, message, failure).await;
             crash_point("before-ack");
             return Ok(Outcome::Said);
@@ -225,9 +224,9 @@ pub async fn settle(
     let settled_by = held.claim();
     desk.ledger.settle(held, ending, event.time).await?;
     crash_point("after-settle");
-    if claim.mode == Mode::Cluster {
-        let (backend, identity) = (context.backend.clone(), identity(claim));
-        tokio::spawn(async move { backend.forget(&identity, Mode::Cluster).await });
+    if claim.mode.is_cluster() {
+        let (backend, identity, mode) = (context.backend.clone(), identity(claim), claim.mode.clone());
+        tokio::spawn(async move { backend.forget(&identity, &mode).await });
     }
     bury(&desk.publisher, &event, message, Some(settled_by)).await;
     crash_point("before-event");

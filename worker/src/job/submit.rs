@@ -16,7 +16,7 @@ use super::{Claim, Context, End, Stop, StopReason};
 use crate::config::Secret;
 use crate::runtimes::{Runtime, Sent};
 use crate::spark::guard::LaunchError;
-use crate::spark::{Application, Identity, Mode, Sought, Submission, SubmitError};
+use crate::spark::{Application, Identity, Sought, Submission, SubmitError};
 
 /// An application that was started or found, and its place among those that are starting.
 pub struct Submitted<'a> {
@@ -47,7 +47,7 @@ pub async fn adopt(
         biased;
         reason = stop.stronger(None) => Err(match reason {
             // What there may be has to be ended, which the next attempt does.
-            StopReason::Cancel if sought.mode == Mode::Cluster => End::GivenBack,
+            StopReason::Cancel if sought.mode.is_cluster() => End::GivenBack,
             reason => stopped(reason),
         }),
         found = context.backend.find(sought) => found.map_err(|error| failed(&error)),

@@ -13,7 +13,8 @@ use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
 use super::installation::Environment;
-use super::policy::{KEYTAB, Master, PRINCIPAL, PROXY_USER, Policy, Setting};
+use super::policy::{KEYTAB, Master, PRINCIPAL, PROXY_USER, Policy, Setting, kubernetes_server};
+use super::{Mode, Namespace};
 use crate::storage::Actor;
 
 /// The property of `--py-files`.
@@ -130,8 +131,13 @@ impl CommandLine {
     /// Whether the kind of master can run the driver where the deploy mode wants it.
     fn check_modes(&self) -> Result<(), String> {
         match self.master() {
+            Master::Kubernetes if !self.is_cluster_mode() => Err(
+                "has a Kubernetes master without deploy mode cluster; pods cannot reach a driver on the worker's machine; \
+                 give --deploy-mode cluster"
+                    .to_owned(),
+            ),
             _ if !self.is_cluster_mode() => Ok(()),
-            Master::Yarn => Ok(()),
+            Master::Kubernetes | Master::Yarn => Ok(()),
             Master::Local => {
                 Err("has deploy mode cluster and master local, which is no cluster; leave --deploy-mode out"
                     .to_owned())
@@ -224,6 +230,21 @@ impl CommandLine {
     #[must_use]
     pub fn names_python(&self) -> bool {
         self.sets(PYTHON)
+    }
+
+    /// Where the driver runs.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if !self.is_cluster_mode() {
+            return Mode::Client;
+        }
+        match self.value("spark.master").and_then(kubernetes_server) {
+            Some(server) => Mode::Kubernetes(Namespace {
+                server,
+                name: self.value("spark.kubernetes.namespace").map(str::to_owned),
+            }),
+            None => Mode::Yarn,
+        }
     }
 
     /// Whether the driver runs in a cluster, too.

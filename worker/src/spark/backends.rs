@@ -5,6 +5,8 @@
 use std::sync::Arc;
 
 use super::client_mode::ClientMode;
+#[cfg(feature = "kubernetes")]
+use super::kubernetes::cluster_mode::PodMode;
 #[cfg(feature = "yarn")]
 use super::yarn::cluster_mode::ClusterMode;
 use super::{Application, Awaited, Backend, Identity, Mode, Sought, Submission, SubmitError};
@@ -12,28 +14,40 @@ use super::{Application, Awaited, Backend, Identity, Mode, Sought, Submission, S
 /// Chooses by what is asked for.
 pub struct Backends {
     client: Arc<ClientMode>,
+    #[cfg(feature = "kubernetes")]
+    kubernetes: PodMode,
     #[cfg(feature = "yarn")]
     yarn: ClusterMode,
 }
 
 impl Backends {
-    /// The drivers of this machine by `client`, others by `yarn`.
+    /// The drivers of this machine by `client`, others by what their cluster is.
     #[must_use]
-    pub fn new(client: Arc<ClientMode>, #[cfg(feature = "yarn")] yarn: ClusterMode) -> Self {
+    pub fn new(
+        client: Arc<ClientMode>,
+        #[cfg(feature = "kubernetes")] kubernetes: PodMode,
+        #[cfg(feature = "yarn")] yarn: ClusterMode,
+    ) -> Self {
         Self {
             client,
+            #[cfg(feature = "kubernetes")]
+            kubernetes,
             #[cfg(feature = "yarn")]
             yarn,
         }
     }
 
-    fn of(&self, mode: Mode) -> &dyn Backend {
+    fn of(&self, mode: &Mode) -> &dyn Backend {
         match mode {
             Mode::Client => &*self.client,
+            #[cfg(feature = "kubernetes")]
+            Mode::Kubernetes(_) => &self.kubernetes,
+            #[cfg(not(feature = "kubernetes"))]
+            Mode::Kubernetes(_) => &super::NoCluster,
             #[cfg(feature = "yarn")]
-            Mode::Cluster => &self.yarn,
+            Mode::Yarn => &self.yarn,
             #[cfg(not(feature = "yarn"))]
-            Mode::Cluster => &super::NoCluster,
+            Mode::Yarn => &super::NoCluster,
         }
     }
 }
@@ -43,17 +57,17 @@ impl Backend for Backends {
         &'a self,
         sought: &'a Sought,
     ) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>> {
-        self.of(sought.mode).find(sought)
+        self.of(&sought.mode).find(sought)
     }
 
     fn submit<'a>(
         &'a self,
         submission: &'a Submission,
     ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>> {
-        self.of(submission.sought.mode).submit(submission)
+        self.of(&submission.sought.mode).submit(submission)
     }
 
-    fn forget<'a>(&'a self, identity: &'a Identity, mode: Mode) -> Awaited<'a, ()> {
+    fn forget<'a>(&'a self, identity: &'a Identity, mode: &'a Mode) -> Awaited<'a, ()> {
         self.of(mode).forget(identity, mode)
     }
 }

@@ -170,6 +170,18 @@ impl ClientMode {
         Ok(self.guard().await?.launch(launch).await?)
     }
 
+    /// Whether a submission sets a property, by itself, the policy or `spark-defaults.conf`.
+    #[cfg(feature = "kubernetes")]
+    pub(super) fn says(&self, submission: &Submission, property: &str) -> bool {
+        let settings = submission.runtime.as_ref().unwrap_or(&self.settings);
+        // What is wrong with these is told by whoever cannot do without them.
+        let defaults = Installation::find(settings)
+            .ok()
+            .and_then(|found| found.defaults(&Environment::of(settings, Some(&found))).ok())
+            .unwrap_or_default();
+        submission.command_line.says(property, &defaults)
+    }
+
     /// The environment that spark-submit gets.
     pub(super) fn environment(&self) -> Environment {
         Environment::of(&self.settings, Installation::find(&self.settings).ok().as_ref())
@@ -293,7 +305,7 @@ pub(super) struct Launcher {
     /// What goes there beside what the submission has.
     pub(super) sent: Sent,
     /// Spark properties that nobody may set otherwise.
-    pub(super) properties: Vec<(&'static str, String)>,
+    pub(super) properties: Vec<(String, String)>,
     /// What the driver is told.
     pub(super) driver_arguments: Vec<OsString>,
 }
@@ -387,7 +399,7 @@ impl Backend for ClientMode {
         Box::pin(self.start(submission))
     }
 
-    fn forget<'a>(&'a self, _: &'a Identity, _: Mode) -> Awaited<'a, ()> {
+    fn forget<'a>(&'a self, _: &'a Identity, _: &'a Mode) -> Awaited<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }

@@ -10,8 +10,18 @@ pub mod argv;
 pub mod backends;
 pub mod class_data;
 pub mod client_mode;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
+pub mod elsewhere;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
+mod fetched_log;
 pub mod guard;
 pub mod installation;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
+pub mod job_folder;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
+mod pack;
 pub mod policy;
 pub mod report;
 pub mod standalone;
@@ -53,7 +63,7 @@ pub trait Backend: Send + Sync {
     ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>>;
 
     /// Removes what is kept of a job's applications outside of this machine: none of them counts any more. Best effort.
-    fn forget<'a>(&'a self, identity: &'a Identity, mode: Mode) -> Awaited<'a, ()>;
+    fn forget<'a>(&'a self, identity: &'a Identity, mode: &'a Mode) -> Awaited<'a, ()>;
 }
 
 /// One run of a driver and of what it started.
@@ -64,7 +74,7 @@ pub trait Application: Send {
     /// It goes on when this process ends, and somebody else can follow it.
     fn outlives_worker(&self) -> bool;
 
-    /// What it waits for, in words, as far as it is known.
+    /// What it waits for, in words, as far as it is known, and what can be done about it.
     fn waits_for(&self) -> Option<String>;
 
     /// Waits for what happens next. After [`Change::Ended`] it is not called again.
@@ -104,12 +114,34 @@ pub struct Identity {
 }
 
 /// Where a driver runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// On this machine.
     Client,
-    /// In a cluster.
-    Cluster,
+    /// In a container of YARN's.
+    Yarn,
+    /// In a pod of Kubernetes'.
+    Kubernetes(Namespace),
+}
+
+impl Mode {
+    /// Whether the driver runs in a cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        match self {
+            Self::Client => false,
+            Self::Yarn | Self::Kubernetes(_) => true,
+        }
+    }
+}
+
+/// Where in a Kubernetes cluster drivers run.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Namespace {
+    /// The API server, as `https://host:port`.
+    pub server: String,
+    /// The namespace, where the job or the policy names one.
+    pub name: Option<String>,
 }
 
 /// What is looked for before anything is submitted, and where what it left is to be brought.
@@ -224,6 +256,8 @@ pub enum Cause {
     Memory,
     /// The cluster needed its place for something else.
     Preempted,
+    /// The machine of its driver was short of something, memory or disk, and put it out.
+    Evicted,
     /// The machine of its driver was lost.
     NodeLost,
     /// The driver ended with this code.
@@ -244,17 +278,17 @@ pub enum ClusterVerdict {
 }
 
 /// The cluster of a program that was built without one.
-#[cfg(not(feature = "yarn"))]
+#[cfg(not(all(feature = "kubernetes", feature = "yarn")))]
 struct NoCluster;
 
-#[cfg(not(feature = "yarn"))]
+#[cfg(not(all(feature = "kubernetes", feature = "yarn")))]
 impl NoCluster {
     fn refusal() -> SubmitError {
-        SubmitError::Cluster("this program was built without cluster mode".to_owned())
+        SubmitError::Cluster("this program was built without cluster mode there".to_owned())
     }
 }
 
-#[cfg(not(feature = "yarn"))]
+#[cfg(not(all(feature = "kubernetes", feature = "yarn")))]
 impl Backend for NoCluster {
     fn find<'a>(&'a self, _: &'a Sought) -> Awaited<'a, Result<Option<Box<dyn Application>>, SubmitError>> {
         Box::pin(std::future::ready(Err(Self::refusal())))
@@ -264,7 +298,7 @@ impl Backend for NoCluster {
         Box::pin(std::future::ready(Err(Self::refusal())))
     }
 
-    fn forget<'a>(&'a self, _: &'a Identity, _: Mode) -> Awaited<'a, ()> {
+    fn forget<'a>(&'a self, _: &'a Identity, _: &'a Mode) -> Awaited<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }

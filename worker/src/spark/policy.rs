@@ -201,6 +201,11 @@ pub const PRINCIPAL: &str = "spark.kerberos.principal";
 pub const KEYTAB: &str = "spark.kerberos.keytab";
 const CLUSTER_MODE: &str =
     "restarts a driver that has failed, which is for this service to decide; leave it out";
+const CREDENTIALS: &str = "is how the worker itself gets into Kubernetes; see its settings kubernetes.context and spark.environment.KUBECONFIG";
+/// What all properties begin with that are credentials of spark-submit's own.
+const SUBMISSION_CREDENTIALS: &str = "spark.kubernetes.authenticate.submission.";
+/// What all labels of this service's own on a driver's pod begin with.
+const OWN_LABELS: &str = "spark.kubernetes.driver.label.spark-runtime/";
 const NO_RUN: &str = "does something other than run a job; leave it out";
 
 /// Every flag of spark-submit 3.x and 4.x, the property it stands for, and its shape.
@@ -249,13 +254,17 @@ const FLAGS: [(&str, Option<&str>, Shape); 37] = [
 ];
 
 /// Properties without a flag that are not for a job to set.
-const PROPERTIES: [(&str, Shape); 7] = [
+const PROPERTIES: [(&str, Shape); 11] = [
     ("spark.yarn.principal", Shape::Refused(OLD_IDENTITY)),
     ("spark.yarn.keytab", Shape::Refused(OLD_IDENTITY)),
     ("spark.yarn.submit.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.kubernetes.submission.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.standalone.submit.waitAppCompletion", Shape::Refused(TRACKING)),
     ("spark.yarn.maxAppAttempts", Shape::Refused(TRACKING)),
+    ("spark.kubernetes.driver.pod.name", Shape::Refused(TRACKING)),
+    ("spark.kubernetes.file.upload.path", Shape::Refused(TRACKING)),
+    ("spark.kubernetes.context", Shape::Refused(CREDENTIALS)),
+    ("spark.kubernetes.trust.certificates", Shape::Refused(CREDENTIALS)),
     ("spark.yarn.tags", Shape::Tags),
 ];
 
@@ -300,6 +309,12 @@ impl Setting {
         let plain = |c: char| c.is_ascii_graphic() && c != '=';
         if !name.starts_with("spark.") || name.len() == "spark.".len() || !name.chars().all(plain) {
             return Err(format!("{name:?} is no Spark property; their names start with spark."));
+        }
+        if name.starts_with(SUBMISSION_CREDENTIALS) {
+            return Err(CREDENTIALS.to_owned());
+        }
+        if name.starts_with(OWN_LABELS) {
+            return Err(TRACKING.to_owned());
         }
         let of_flags = FLAGS.iter().filter_map(|(_, property, shape)| Some(((*property)?, *shape)));
         let known = of_flags.chain(PROPERTIES).find(|(property, _)| *property == name);
@@ -459,6 +474,8 @@ pub enum Master {
     Standalone,
     /// On YARN, with the driver on the worker's machine.
     Yarn,
+    /// On Kubernetes.
+    Kubernetes,
 }
 
 impl Master {
@@ -468,7 +485,7 @@ impl Master {
         match self {
             // Threads of the driver's JVM, whose Python starts in its directory.
             Self::Local => false,
-            Self::Standalone | Self::Yarn => true,
+            Self::Standalone | Self::Yarn | Self::Kubernetes => true,
         }
     }
 
@@ -481,6 +498,9 @@ impl Master {
         if value == "yarn" {
             return Some(Self::Yarn);
         }
+        if kubernetes_server(value).is_some() {
+            return Some(Self::Kubernetes);
+        }
         let rest = value.strip_prefix("local")?;
         if rest.is_empty() {
             return Some(Self::Local);
@@ -492,16 +512,28 @@ impl Master {
     }
 }
 
+/// The API server of a Kubernetes master, as `https://host:port`. Spark takes one without a scheme for one with TLS.
+#[must_use]
+pub fn kubernetes_server(master: &str) -> Option<String> {
+    let address = master.strip_prefix("k8s://")?;
+    let (scheme, rest) = address.split_once("://").unwrap_or(("https", address));
+    let is_address = !rest.is_empty() && rest.chars().all(|c| c.is_ascii_graphic() && !"@?#,\\".contains(c));
+    (matches!(scheme, "http" | "https") && is_address)
+        .then(|| format!("{scheme}://{}", rest.trim_end_matches('/')))
+}
+
 fn master(value: &str) -> Result<String, String> {
     if Master::of(value).is_some() {
         return Ok(value.to_owned());
     }
-    if value.starts_with("yarn-") || value.starts_with("k8s://") || value.starts_with("mesos:") {
+    if value.starts_with("yarn-") || value.starts_with("mesos:") {
         return Err(format!(
-            "{value:?} is a kind of cluster that this version does not run on; use local[*], spark:// or yarn"
+            "{value:?} is a kind of cluster that this version does not run on; use local[*], spark://, yarn or k8s://"
         ));
     }
-    Err(format!("{value:?} is no master; give local[*], local[2], spark://host:7077 or yarn"))
+    Err(format!(
+        "{value:?} is no master; give local[*], local[2], spark://host:7077, yarn or k8s://https://host:port"
+    ))
 }
 
 #[cfg(test)]
@@ -528,7 +560,14 @@ mod tests {
             ("spark.yarn.submit.waitAppCompletion", "false"),
             ("--conf", "spark.kubernetes.submission.waitAppCompletion=false"),
             ("--master", "yarn-cluster"),
-            ("spark.master", "k8s://x"),
+            ("spark.master", "k8s://"),
+            ("--master", "k8s://ftp://host"),
+            ("--master", "k8s://https://user:word@host"),
+            ("spark.kubernetes.driver.pod.name", "mine"),
+            ("spark.kubernetes.file.upload.path", "/tmp"),
+            ("spark.kubernetes.context", "other"),
+            ("spark.kubernetes.authenticate.submission.oauthToken", "x"),
+            ("spark.kubernetes.driver.label.spark-runtime/ticket", "x"),
             ("--kill", "x"),
         ] {
             assert!(Setting::read(name, value).is_err(), "{name} {value}");
@@ -648,6 +687,14 @@ mod tests {
         }
         assert_eq!(Master::of("spark://h:7077"), Some(Master::Standalone));
         assert_eq!(Master::of("yarn"), Some(Master::Yarn));
+        for (master, server) in [
+            ("k8s://https://10.0.0.1:6443", "https://10.0.0.1:6443"),
+            ("k8s://api.example.org", "https://api.example.org"),
+            ("k8s://http://127.0.0.1:8001/", "http://127.0.0.1:8001"),
+        ] {
+            assert_eq!(Master::of(master), Some(Master::Kubernetes), "{master}");
+            assert_eq!(kubernetes_server(master).as_deref(), Some(server));
+        }
         for other in ["local[0]", "local[x]", "localhost", "yarn-client", "YARN", "", "spark://", "local["] {
             assert_eq!(Master::of(other), None, "{other}");
         }

@@ -3,7 +3,7 @@
 //!
 //! Theory of operation
 //!
-//! Every launch has a ticket ([`super::job_folder`]) and a tag with the ticket in it. Before anything is submitted for a job,
+//! Every launch has a ticket ([`crate::spark::job_folder`]) and a tag with the ticket in it. Before anything is submitted for a job,
 //! its applications are looked for by the job's tag: one that is alive is followed, and so is one that is over and whose end
 //! nobody has told. Where there is none, the tickets of all earlier launches are revoked, so that none of them can ever
 //! begin: a launcher may have been stopped for hours and hand its application over then. Only after that there is another.
@@ -14,8 +14,7 @@
 //!
 //! This module must not know what becomes of a job.
 
-use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
@@ -25,17 +24,21 @@ use tokio::time::Instant;
 
 use super::configuration::addresses;
 use super::end::{EndError, Ended, Patience, end};
-use super::find::{Found, job_tag, launch_tag, look};
+use super::find::{Found, launch_tag, look};
 use super::follow::{Following, Pace, Sight, Watch};
-use super::job_folder::{FolderError, JobFolder, LastWord, Stage};
 use super::logs::{self, Bounds};
-use super::pack::{ARCHIVE, UNPACKED, pack, uri};
 use super::reason::{cause, memory_used};
 use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Standing};
 use crate::config::{Keep, Settings, YarnSettings};
 use crate::spark::argv::Sent;
 use crate::spark::client_mode::{ClientMode, Launcher};
+use crate::spark::elsewhere::{
+    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, READING, Trouble, Want, exit_of, job_tag, left, make,
+    never_accepted, patiently, sleep_until,
+};
 use crate::spark::guard::{Exit, Running};
+use crate::spark::job_folder::{JobFolder, LastWord, Stage};
+use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
 use crate::spark::{
     Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
     Identity, Mode, Outcome, Sought, Submission, SubmitError,
@@ -45,16 +48,8 @@ use crate::storage::Storage;
 /// Waiting for a Spark context, in the words of `spark.yarn.am.waitTime`. YARN itself waits for ten minutes
 /// (`yarn.am.liveness-monitor.expiry-interval-ms`), and Spark's own default is less than the init of many a model takes.
 const WAIT_FOR_CONTEXT: (&str, &str) = ("spark.yarn.am.waitTime", "580s");
-/// How long the pauses are in which something that is away is tried again.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long an application may take to be over once it was asked to end, before it is looked at anew.
 const ENDING: Duration = Duration::from_secs(60);
-/// How long what a driver left is tried to be read.
-const READING: Duration = Duration::from_secs(120);
-/// How long spark-submit may still take once its application is over.
-const LAUNCHER_PATIENCE: Duration = Duration::from_secs(10);
-
 /// Runs drivers on the YARN of Hadoop's configuration.
 pub struct ClusterMode {
     launcher: Arc<ClientMode>,
@@ -85,27 +80,9 @@ struct Cluster {
     settings: YarnSettings,
 }
 
-/// What stands in the way of an answer.
-struct Trouble {
-    words: String,
-    may_pass: bool,
-}
-
 impl From<ResourceManagerError> for Trouble {
     fn from(error: ResourceManagerError) -> Self {
         Self { may_pass: matches!(error, ResourceManagerError::Away(_)), words: error.to_string() }
-    }
-}
-
-impl From<FolderError> for Trouble {
-    fn from(error: FolderError) -> Self {
-        Self { may_pass: error.may_pass(), words: error.to_string() }
-    }
-}
-
-impl From<Trouble> for SubmitError {
-    fn from(trouble: Trouble) -> Self {
-        if trouble.may_pass { Self::Away(trouble.words) } else { Self::Cluster(trouble.words) }
     }
 }
 
@@ -199,11 +176,11 @@ impl ClusterMode {
         let archive = uri(&sought.directory.join(ARCHIVE), Some(UNPACKED));
         let launch = launch_tag(&tag, &ticket);
         let mut properties = vec![
-            ("spark.yarn.submit.waitAppCompletion", "false".to_owned()),
-            ("spark.yarn.maxAppAttempts", "1".to_owned()),
+            ("spark.yarn.submit.waitAppCompletion".to_owned(), "false".to_owned()),
+            ("spark.yarn.maxAppAttempts".to_owned(), "1".to_owned()),
         ];
         if !submission.command_line.sets(WAIT_FOR_CONTEXT.0) {
-            properties.push((WAIT_FOR_CONTEXT.0, WAIT_FOR_CONTEXT.1.to_owned()));
+            properties.push((WAIT_FOR_CONTEXT.0.to_owned(), WAIT_FOR_CONTEXT.1.to_owned()));
         }
         let launcher = Launcher {
             sent: Sent {
@@ -265,28 +242,8 @@ impl Backend for ClusterMode {
         Box::pin(self.start(submission))
     }
 
-    fn forget<'a>(&'a self, identity: &'a Identity, _: Mode) -> Awaited<'a, ()> {
+    fn forget<'a>(&'a self, identity: &'a Identity, _: &'a Mode) -> Awaited<'a, ()> {
         Box::pin(self.clear(identity))
-    }
-}
-
-/// Tries until it is known, it can only be refused, or `most` is over.
-async fn patiently<T, F: Future<Output = Result<T, Trouble>>>(
-    most: Duration,
-    what: &'static str,
-    attempt: impl Fn() -> F,
-) -> Result<T, Trouble> {
-    let until = Instant::now() + most;
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match attempt().await {
-            Err(trouble) if trouble.may_pass && Instant::now() + pause < until => {
-                tracing::warn!(what, reason = trouble.words, "cannot be known yet; asking again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-            known => return known,
-        }
     }
 }
 
@@ -381,18 +338,6 @@ impl Cluster {
             ..application
         })
     }
-}
-
-/// What is wanted of an application from outside; the strongest counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Want {
-    Nothing,
-    /// It is to end; spark-submit, if it still runs, may end by itself.
-    End,
-    /// The same, at once.
-    EndNow,
-    /// It is left to somebody else.
-    Leave,
 }
 
 /// An application in cluster mode, from its launch to its end.
@@ -523,7 +468,7 @@ impl ClusterApplication {
                     launcher.kill();
                     return None;
                 }
-                return Some(self.left());
+                return Some(left(self.has_started));
             }
             want @ (Want::End | Want::EndNow) => return self.bring_to_end(want).await,
         }
@@ -683,17 +628,6 @@ impl ClusterApplication {
         None
     }
 
-    fn left(&self) -> Change {
-        Change::Ended(Box::new(Ending {
-            report: None,
-            report_came_first: true,
-            started: self.has_started,
-            unreadable: None,
-            unlogged: None,
-            outcome: Outcome::Left,
-        }))
-    }
-
     fn name(&self) -> String {
         self.known.as_ref().map_or_else(|| "application of the job".to_owned(), |report| report.id.clone())
     }
@@ -785,37 +719,6 @@ impl ClusterApplication {
     }
 }
 
-fn never_accepted(exit: Exit) -> Change {
-    Change::Ended(Box::new(Ending {
-        report: None,
-        report_came_first: true,
-        started: false,
-        unreadable: None,
-        unlogged: None,
-        outcome: Outcome::NeverAccepted(exit),
-    }))
-}
-
-fn make(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
-}
-
-/// The end of a program that runs; for ever when none does.
-async fn exit_of(running: &mut Option<Running>) -> Exit {
-    match running {
-        Some(running) => running.exited().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Application for ClusterApplication {
     fn accepted(&self) -> Option<Accepted> {
         // Told as a change, also of one that was found: then what is told is what holds.
@@ -838,6 +741,7 @@ impl Application for ClusterApplication {
         if !reason.is_empty() {
             words.push_str(&format!("; YARN says: {reason}"));
         }
+        words.push_str("; ask for less memory or fewer cores, or choose a queue with room");
         Some(words)
     }
 

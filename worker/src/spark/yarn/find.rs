@@ -1,32 +1,11 @@
 //! Which application is a job's: by its tag, and never by what a launcher has said.
 //!
 //! What is not there yet may still come: a launcher may be about to hand it over. That it never runs then is seen to by
-//! whoever looks, with the tickets of [`super::job_folder`].
+//! whoever looks, with the tickets of [`crate::spark::job_folder`].
 //!
 //! This module must not submit anything.
 
-use sha2::{Digest, Sha256};
-
 use super::resource_manager::{Report, ResourceManager, ResourceManagerError};
-
-/// What every tag of ours begins with.
-const PREFIX: &str = "spark-runtime";
-/// How many digits of a digest a tag has: so many that no two jobs of a cluster ever share one.
-const DIGITS: usize = 32;
-
-/// The tag that every application of a job carries. Job ids have upper case, and any length; no tag has. `service` sets the
-/// jobs of one service apart from those of another on the same cluster, whose ids may be the same, and so does the `digest`
-/// of the job's body.
-#[must_use]
-pub fn job_tag(service: &str, job: &str, digest: &str) -> String {
-    let mut hasher = Sha256::new();
-    for part in [service, job, digest] {
-        hasher.update((part.len() as u64).to_be_bytes());
-        hasher.update(part);
-    }
-    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{PREFIX}-{}", &digest[..DIGITS])
-}
 
 /// The tag that the application of one launch carries besides.
 #[must_use]
@@ -72,6 +51,7 @@ mod tests {
     use super::super::resource_manager::is_tag;
     use super::super::scripted::{Scripted, answer, listing, report};
     use super::*;
+    use crate::spark::elsewhere::job_tag;
 
     fn client(cluster: &Scripted) -> ResourceManager {
         ResourceManager::new(std::slice::from_ref(&cluster.address), None).unwrap()
@@ -83,22 +63,11 @@ mod tests {
     }
 
     #[test]
-    fn every_job_and_launch_has_a_tag_of_its_own_that_yarn_takes() {
-        let tags = [
-            job_tag("a", "job", "d"),
-            job_tag("a", "JOB", "d"),
-            job_tag("b", "job", "d"),
-            job_tag("a", "job", "e"),
-            job_tag("ajob", "", "d"),
-            job_tag("a", "jobd", ""),
-            launch_tag(&job_tag("a", "job", "d"), "0123456789abcdef0123456789abcdef"),
-            job_tag("a", &"ü, \n".repeat(500), "d"),
-        ];
-        for (index, tag) in tags.iter().enumerate() {
-            assert!(is_tag(tag), "{tag}");
-            assert!(!tags[..index].contains(tag), "{tag}");
-        }
-        assert_eq!(job_tag("a", "job", "d"), job_tag("a", "job", "d"));
+    fn every_launch_has_a_tag_that_yarn_takes() {
+        let job = job_tag("a", &"ü, \n".repeat(500), "d");
+        let launch = launch_tag(&job, "0123456789abcdef0123456789abcdef");
+        assert!(is_tag(&job) && is_tag(&launch), "{launch}");
+        assert_ne!(launch, launch_tag(&job, "1123456789abcdef0123456789abcdef"));
     }
 
     #[tokio::test]

@@ -11,17 +11,16 @@
 //! a launcher says or how it ends counts: only what the ResourceManager says does, and "cannot be asked" is no state of
 //! an application.
 //!
-//! [`cluster_mode`] puts it together: drivers in containers, which leave their words in a [`job_folder`].
+//! [`cluster_mode`] puts it together: drivers in containers, which leave their words in a
+//! [`job_folder`](super::job_folder).
 
 pub mod cluster_mode;
 pub mod configuration;
 pub mod end;
 pub mod find;
 pub mod follow;
-pub mod job_folder;
 pub mod logs;
-mod pack;
 mod reason;
 pub mod resource_manager;
 #[cfg(test)]
-mod scripted;
+pub(super) mod scripted;

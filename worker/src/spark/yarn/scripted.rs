@@ -7,18 +7,18 @@ use tokio::net::TcpListener;
 
 /// A ResourceManager that gives its answers in their order, the last one again and again, and keeps the questions; but of
 /// itself it says the same whenever it is asked.
-pub(super) struct Scripted {
-    pub(super) address: String,
-    pub(super) asked: Arc<Mutex<Vec<String>>>,
+pub(in crate::spark) struct Scripted {
+    pub(in crate::spark) address: String,
+    pub(in crate::spark) asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Scripted {
-    pub(super) async fn start(answers: Vec<String>) -> Self {
+    pub(in crate::spark) async fn start(answers: Vec<String>) -> Self {
         Self::start_saying(r#"{"clusterInfo":{"haState":"ACTIVE"}}"#, answers).await
     }
 
     /// One that says this of itself.
-    pub(super) async fn start_saying(info: &'static str, answers: Vec<String>) -> Self {
+    pub(in crate::spark) async fn start_saying(info: &'static str, answers: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -55,13 +55,13 @@ impl Scripted {
     }
 
     /// The first lines of what was asked.
-    pub(super) fn asked(&self) -> Vec<String> {
+    pub(in crate::spark) fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().iter().map(|asked| asked.lines().next().unwrap().to_owned()).collect()
     }
 }
 
 /// An answer in HTTP, with its status in full.
-pub(super) fn answer(status: &str, body: &str) -> String {
+pub(in crate::spark) fn answer(status: &str, body: &str) -> String {
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json;charset=utf-8\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
@@ -69,12 +69,12 @@ pub(super) fn answer(status: &str, body: &str) -> String {
 }
 
 /// The answer to a question about many applications.
-pub(super) fn listing(reports: &[&str]) -> String {
+pub(in crate::spark) fn listing(reports: &[&str]) -> String {
     answer("200 OK", &format!(r#"{{"apps":{{"app":[{}]}}}}"#, reports.join(",")))
 }
 
 /// What is read of an application.
-pub(super) fn report(id: &str, state: &str, tag: &str, started: u64) -> String {
+pub(in crate::spark) fn report(id: &str, state: &str, tag: &str, started: u64) -> String {
     format!(
         r#"{{"id":"{id}","state":"{state}","finalStatus":"UNDEFINED","applicationTags":"{tag}","startedTime":{started}}}"#
     )

@@ -23,7 +23,7 @@ pub(super) const ARCHIVE: &str = "work.zip";
 /// The folder in the container into which it is unpacked.
 pub(super) const UNPACKED: &str = "spark_runtime_work";
 /// The driver's part in a cluster.
-const CLUSTER_PROGRAM: &str = include_str!("../../../driver/ModelOpCluster.py");
+const CLUSTER_PROGRAM: &str = include_str!("../../driver/ModelOpCluster.py");
 const CLUSTER_MODULE: &str = "ModelOpCluster.py";
 const CLUSTER_SETTINGS: &str = "model_cluster.json";
 

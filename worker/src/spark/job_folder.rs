@@ -12,7 +12,7 @@
 //! there. To *revoke* a ticket is to remove it. The NameNode lets one of the two succeed and never both, so what was
 //! revoked never runs, however late a launcher that was stopped or cut off hands its application over.
 //!
-//! The other side of this is `ModelOpCluster.py`. This module must not know the ResourceManager.
+//! The other side of this is `ModelOpCluster.py`. This module must not know which kind of cluster it is.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -79,7 +79,7 @@ pub enum FolderError {
     Storage(#[from] StorageError),
     /// It is on no file system that can rename.
     #[error(
-        "{0} is on no HDFS, where drivers in a cluster leave their reports; set yarn.folder to a folder there"
+        "{0} is on no HDFS, where drivers in a cluster leave their reports; set yarn.folder, or kubernetes.folder, to a folder there"
     )]
     NoHdfs(String),
     /// It does not answer.

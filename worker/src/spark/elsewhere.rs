@@ -1,0 +1,167 @@
+//! What all back ends have in common whose drivers run in a cluster.
+//!
+//! This module must not know which kind of cluster it is.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::guard::{Exit, Running};
+use super::job_folder::FolderError;
+use super::{Change, Ending, Outcome, SubmitError};
+
+/// What every tag of ours begins with.
+const PREFIX: &str = "spark-runtime";
+/// How many digits of a digest a tag has: so many that no two jobs of a cluster ever share one.
+const DIGITS: usize = 32;
+/// How long the pauses are in which something that is away is tried again.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest of them.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How long what a driver left is tried to be read.
+pub(super) const READING: Duration = Duration::from_secs(120);
+/// How long spark-submit may still take once its application is over.
+pub(super) const LAUNCHER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The tag that every application of a job carries. Job ids have upper case, and any length; no tag has. `service` sets the
+/// jobs of one service apart from those of another on the same cluster, whose ids may be the same, and so does the `digest`
+/// of the job's body.
+#[must_use]
+pub fn job_tag(service: &str, job: &str, digest: &str) -> String {
+    let mut hasher = Sha256::new();
+    for part in [service, job, digest] {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{PREFIX}-{}", &digest[..DIGITS])
+}
+
+/// What stands in the way of an answer.
+pub(super) struct Trouble {
+    /// What it is.
+    pub(super) words: String,
+    /// It may go better if it is only tried again.
+    pub(super) may_pass: bool,
+}
+
+impl From<FolderError> for Trouble {
+    fn from(error: FolderError) -> Self {
+        Self { may_pass: error.may_pass(), words: error.to_string() }
+    }
+}
+
+impl From<Trouble> for SubmitError {
+    fn from(trouble: Trouble) -> Self {
+        if trouble.may_pass { Self::Away(trouble.words) } else { Self::Cluster(trouble.words) }
+    }
+}
+
+/// What is wanted of an application from outside; the strongest counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Want {
+    /// Nothing yet.
+    Nothing,
+    /// It is to end; spark-submit, if it still runs, may end by itself.
+    End,
+    /// The same, at once.
+    EndNow,
+    /// It is left to somebody else.
+    Leave,
+}
+
+/// Tries until it is known, it can only be refused, or `most` is over.
+pub(super) async fn patiently<T, F: Future<Output = Result<T, Trouble>>>(
+    most: Duration,
+    what: &'static str,
+    attempt: impl Fn() -> F,
+) -> Result<T, Trouble> {
+    let until = Instant::now() + most;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match attempt().await {
+            Err(trouble) if trouble.may_pass && Instant::now() + pause < until => {
+                tracing::warn!(what, reason = trouble.words, "cannot be known yet; asking again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            known => return known,
+        }
+    }
+}
+
+/// The end of a launch that no cluster has anything of.
+pub(super) fn never_accepted(exit: Exit) -> Change {
+    Change::Ended(Box::new(Ending {
+        report: None,
+        report_came_first: true,
+        started: false,
+        unreadable: None,
+        unlogged: None,
+        outcome: Outcome::NeverAccepted(exit),
+    }))
+}
+
+/// What is told of an application that goes on.
+pub(super) fn left(started: bool) -> Change {
+    Change::Ended(Box::new(Ending {
+        report: None,
+        report_came_first: true,
+        started,
+        unreadable: None,
+        unlogged: None,
+        outcome: Outcome::Left,
+    }))
+}
+
+/// Makes a folder, with those that lead there.
+///
+/// # Errors
+/// What the file system says.
+pub(super) fn make(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// The end of a program that runs; for ever when none does.
+pub(super) async fn exit_of(running: &mut Option<Running>) -> Exit {
+    match running {
+        Some(running) => running.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sleeps until a moment; for ever when there is none.
+pub(super) async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_job_has_a_tag_of_its_own() {
+        let tags = [
+            job_tag("a", "job", "d"),
+            job_tag("a", "JOB", "d"),
+            job_tag("b", "job", "d"),
+            job_tag("a", "job", "e"),
+            job_tag("ajob", "", "d"),
+            job_tag("a", "jobd", ""),
+            job_tag("a", &"ü, \n".repeat(500), "d"),
+        ];
+        for (index, tag) in tags.iter().enumerate() {
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            assert!(tag.chars().all(is_plain) && tag.len() < 50, "{tag}");
+            assert!(!tags[..index].contains(tag), "{tag}");
+        }
+        assert_eq!(job_tag("a", "job", "d"), job_tag("a", "job", "d"));
+    }
+}
