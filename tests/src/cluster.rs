@@ -30,6 +30,8 @@ pub enum Part {
     Yarn,
     /// A standalone master and a worker.
     Spark,
+    /// The API server of Kubernetes.
+    Kubernetes,
 }
 
 impl Part {
@@ -38,6 +40,7 @@ impl Part {
             Self::Hdfs => "hdfs",
             Self::Yarn => "yarn",
             Self::Spark => "spark",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }
@@ -55,6 +58,8 @@ pub enum Daemon {
     Master,
     /// Its worker.
     Worker,
+    /// That of Kubernetes.
+    ApiServer,
 }
 
 impl Daemon {
@@ -65,6 +70,7 @@ impl Daemon {
             Self::NodeManager => "NODEMANAGER",
             Self::Master => "MASTER",
             Self::Worker => "WORKER",
+            Self::ApiServer => "APISERVER",
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod broker;
 pub mod chaos;
 pub mod cluster;
 pub mod jobs;
+pub mod kubernetes;
 pub mod program;
 pub mod repository;
 pub mod s3;

@@ -34,11 +34,12 @@
 //! **Drivers** are never children of the worker but of a **guard** ([`spark::guard`]), which kills them when the
 //! worker is gone or does not answer. The driver tells over a socket what happened; its output is only kept.
 //!
-//! **Drivers in a cluster** run in containers of YARN and outlive the worker, its guard and the lease; only the launcher is
-//! under the guard. Whoever gets a job looks for its application before anything is submitted, and follows the one that is
-//! there. Each launch has a ticket, which its driver takes before it begins; it is revoked before there is another launch, and
-//! of taking and revoking only one succeeds. So there are never two drivers, however late an application is handed over.
-//! What a driver has to say lies in a folder of the cluster's file system (`spark::yarn`).
+//! **Drivers in a cluster** run in containers of YARN or pods of Kubernetes and outlive the worker, its guard and the
+//! lease; only the launcher is under the guard. Whoever gets a job looks for its application before anything is
+//! submitted, and follows the one that is there. Each launch has a ticket, which its driver takes before it begins; it
+//! is revoked before there is another launch, and of taking and revoking only one succeeds. So there are never two
+//! drivers, however late an application is handed over. What a driver has to say lies in a folder of the cluster's file
+//! system (`spark::yarn`, `spark::kubernetes`).
 //!
 //! **What a job only refers to** is fetched before it is checked ([`repository`]), and what it requires decides which Python
 //! runs it ([`runtimes`]). Both run helper programs ([`program`]), which end with whoever waits for them.

@@ -496,7 +496,8 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-#[cfg(all(test, feature = "yarn"))]
+#[cfg(feature = "yarn")]
+#[cfg(test)]
 mod tests {
     use super::super::scripted::{Scripted, answer, api, events, list, pod, status};
     use super::*;

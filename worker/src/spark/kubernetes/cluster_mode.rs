@@ -44,7 +44,7 @@ use crate::spark::elsewhere::{
     FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, READING, Trouble, Want, exit_of, job_tag, left, make,
     never_accepted, patiently, sleep_until,
 };
-use crate::spark::guard::{Exit, Running};
+use crate::spark::guard::{Exit, ExitStatus, Running};
 use crate::spark::job_folder::{JobFolder, LastWord, Stage};
 use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
 use crate::spark::policy::kubernetes_server;
@@ -637,6 +637,9 @@ impl PodApplication {
                 self.is_accepted = true;
                 return Some(Change::Accepted(self.place()));
             }
+            if self.is_gone && !self.has_started && !known.is_over() {
+                return self.gone_before_it_began().await;
+            }
             if known.is_over() || self.is_gone {
                 return Some(self.ended(true).await);
             }
@@ -653,6 +656,61 @@ impl PodApplication {
             return Some(change);
         }
         self.give_up().await
+    }
+
+    /// What is to be told of a pod that went before its driver began. spark-submit itself removes one for which it cannot make
+    /// all that it needs, and then nobody has ended the job.
+    async fn gone_before_it_began(&mut self) -> Option<Change> {
+        if self.launcher.is_some() {
+            // Its end says more.
+            return None;
+        }
+        let may_be_its_launcher = match &self.launched {
+            Some((exit, _)) => exit.status != ExitStatus::Code(0),
+            None => true,
+        };
+        if !may_be_its_launcher {
+            return Some(self.ended(true).await);
+        }
+        let revoked = async {
+            self.folder.revoke(&self.ticket).await?;
+            Ok::<_, Trouble>(self.folder.tickets().await?.contains_key(&self.ticket))
+        };
+        match revoked.await {
+            // It began all the same.
+            Ok(true) => Some(self.ended(true).await),
+            Ok(false) => Some(match self.launched.take() {
+                Some((exit, _)) => never_accepted(exit),
+                None => self.never_began("it was deleted before its driver began".to_owned()),
+            }),
+            Err(trouble) => {
+                tracing::warn!(
+                    pod = self.name,
+                    reason = trouble.words,
+                    "it cannot be known yet whether a driver began"
+                );
+                tokio::time::sleep(FIRST_PAUSE).await;
+                self.ask_again()
+            }
+        }
+    }
+
+    /// The end of a pod whose driver never began.
+    fn never_began(&self, reason: String) -> Change {
+        let outcome = Outcome::Cluster(ClusterEnd {
+            id: self.id(),
+            verdict: ClusterVerdict::Failed,
+            cause: Cause::Other,
+            reason,
+        });
+        Change::Ended(Box::new(Ending {
+            report: None,
+            report_came_first: true,
+            started: false,
+            unreadable: None,
+            unlogged: None,
+            outcome,
+        }))
     }
 
     /// The end of a pod that cannot start because spark-submit died while it made what the pod needs, if it is one.
@@ -700,20 +758,7 @@ impl PodApplication {
             tokio::time::sleep(FIRST_PAUSE).await;
             return self.ask_again();
         }
-        let outcome = Outcome::Cluster(ClusterEnd {
-            id: self.id(),
-            verdict: ClusterVerdict::Failed,
-            cause: Cause::Other,
-            reason: why,
-        });
-        Some(Change::Ended(Box::new(Ending {
-            report: None,
-            report_came_first: true,
-            started: false,
-            unreadable: None,
-            unlogged: None,
-            outcome,
-        })))
+        Some(self.never_began(why))
     }
 
     /// What is to be told of a pod that cannot be seen for long.

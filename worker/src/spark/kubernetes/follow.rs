@@ -316,7 +316,8 @@ async fn ask(shared: &Shared, was_away: &mut bool) -> Result<(), ApiError> {
     Ok(())
 }
 
-#[cfg(all(test, feature = "yarn"))]
+#[cfg(feature = "yarn")]
+#[cfg(test)]
 mod tests {
     use super::super::scripted::{Scripted, answer, api, events, list, pod, status};
     use super::*;

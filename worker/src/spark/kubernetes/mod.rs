@@ -20,5 +20,6 @@ pub mod cluster_mode;
 pub mod follow;
 mod logs;
 pub mod pod;
-#[cfg(all(test, feature = "yarn"))]
+#[cfg(feature = "yarn")]
+#[cfg(test)]
 mod scripted;
