@@ -400,7 +400,7 @@ async fn a_job_in_a_pod_is_cancelled_when_the_pod_is_gone_and_one_that_somebody_
 async fn why_a_driver_in_a_pod_has_no_place_or_came_to_its_end_is_told_with_what_to_do() {
     let (cluster, _calm) = Cluster::shared(&PARTS).await;
     let more =
-        ["worker.max_running=8", "worker.max_submits=8", "retry.max_attempts=1", "job.pending_timeout=5s"];
+        ["worker.max_running=8", "worker.max_submits=8", "retry.max_attempts=1", "job.pending_timeout=15s"];
     let mut scene = Scene::on(cluster, &more).await;
     let worker = scene.worker();
     let cases = [

@@ -18,6 +18,7 @@ use crate::spark::installation::Environment;
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// A way into a cluster.
+#[derive(Clone)]
 pub(super) struct Access {
     /// What asks the API server.
     pub(super) client: Client,

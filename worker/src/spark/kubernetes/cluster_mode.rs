@@ -32,7 +32,7 @@ use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::access::access;
+use super::access::{Access, access};
 use super::api::{Api, ApiError, Deletion, is_namespace};
 use super::follow::{Following, Pace, Sight, Watch};
 use super::logs;
@@ -87,7 +87,15 @@ pub struct PodMode {
     own_server: Option<String>,
     logs: LogWishes,
     /// Each made with the first job that needs it.
-    clusters: Mutex<HashMap<Namespace, Arc<Cluster>>>,
+    reached: Mutex<Reached>,
+}
+
+/// What has been reached so far.
+#[derive(Default)]
+struct Reached {
+    /// By the API server.
+    servers: HashMap<String, Access>,
+    clusters: HashMap<Namespace, Arc<Cluster>>,
 }
 
 /// What is wanted of the logs of drivers.
@@ -129,7 +137,7 @@ impl PodMode {
             settings: settings.kubernetes.clone(),
             own_server: kubernetes_server(&settings.spark.master),
             logs: LogWishes { bytes: settings.log.limit, always: settings.job.keep == Keep::Always },
-            clusters: Mutex::default(),
+            reached: Mutex::default(),
         }
     }
 
@@ -138,15 +146,19 @@ impl PodMode {
         let Mode::Kubernetes(place) = mode else {
             return Err(SubmitError::Cluster("the job has no Kubernetes master".to_owned()));
         };
-        let mut known = self.clusters.lock().await;
-        if let Some(cluster) = known.get(place) {
+        let mut reached = self.reached.lock().await;
+        if let Some(cluster) = reached.clusters.get(place) {
             return Ok(cluster.clone());
         }
         let environment = self.launcher.environment();
-        let context = self.settings.context.as_deref();
         let bad = |reason: String| SubmitError::Cluster(format!("Kubernetes at {}: {reason}", place.server));
-        let access =
-            access(&environment, context, &place.server, self.own_server.as_deref()).await.map_err(bad)?;
+        let access = match reached.servers.get(&place.server) {
+            Some(access) => access.clone(),
+            None => {
+                let context = self.settings.context.as_deref();
+                access(&environment, context, &place.server, self.own_server.as_deref()).await.map_err(bad)?
+            }
+        };
         let namespace = place
             .name
             .clone()
@@ -168,7 +180,7 @@ impl PodMode {
                 format!("/user/{user}/.spark-runtime")
             }
         };
-        let api = Api::new(access.client, &place.server, &namespace);
+        let api = Api::new(access.client.clone(), &place.server, &namespace);
         let cluster = Arc::new(Cluster {
             watch: Watch::new(api, &service_label(&self.settings.service), Pace::default()),
             storage: self.storage.clone(),
@@ -176,7 +188,8 @@ impl PodMode {
             settings: self.settings.clone(),
             logs: self.logs,
         });
-        known.insert(place.clone(), cluster.clone());
+        reached.servers.insert(place.server.clone(), access);
+        reached.clusters.insert(place.clone(), cluster.clone());
         Ok(cluster)
     }
 
@@ -953,7 +966,7 @@ impl PodApplication {
             Err(trouble) => (false, None, Some(trouble.words)),
         };
         let known = self.known.clone();
-        let end = known.as_ref().filter(|_| is_known).map(|known| self.end_of(known));
+        let end = known.as_ref().filter(|_| is_known).map(|known| end_of(self.id(), known, word.is_some()));
         let did_well = end.as_ref().is_some_and(|end| end.verdict == ClusterVerdict::Succeeded);
         let mut unlogged = None;
         if let Some(known) = &known
@@ -983,28 +996,6 @@ impl PodApplication {
         }))
     }
 
-    /// What the API server says about its end.
-    fn end_of(&self, known: &Report) -> ClusterEnd {
-        let end = |verdict, cause, reason| ClusterEnd { id: self.id(), verdict, cause, reason };
-        match &known.state {
-            State::Over(over) if over.succeeded => {
-                end(ClusterVerdict::Succeeded, Cause::Other, String::new())
-            }
-            // What the cluster itself takes away is nobody's wish to end the job.
-            State::Over(over) if !known.is_deleted || known.disruption.is_some() => {
-                end(ClusterVerdict::Failed, over.cause, over.reason.clone())
-            }
-            _ => match &known.disruption {
-                Some((cause, words)) => end(ClusterVerdict::Failed, *cause, words.clone()),
-                None => {
-                    let reason = "somebody deleted its pod (as kubectl delete does, or the end of its namespace); Kubernetes \
-                                  does not say who";
-                    end(ClusterVerdict::Killed, Cause::Other, reason.to_owned())
-                }
-            },
-        }
-    }
-
     /// Brings the driver's log here.
     ///
     /// # Errors
@@ -1027,6 +1018,30 @@ impl PodApplication {
         self.folder.bring(&self.ticket, &word, &self.working_directory).await?;
         Ok((true, Some(word)))
     }
+}
+
+/// What the API server says about the end of a driver that has left its last word, or none.
+fn end_of(id: String, known: &Report, has_word: bool) -> ClusterEnd {
+    let (verdict, cause, reason) = match (&known.state, &known.disruption) {
+        // One that was told to go may well go as if it had done its work.
+        (State::Over(over), _) if over.succeeded && (has_word || !known.is_deleted) => {
+            (ClusterVerdict::Succeeded, Cause::Other, String::new())
+        }
+        // What the cluster itself takes away is nobody's wish to end the job.
+        (State::Over(over), Some(_)) if !over.succeeded => {
+            (ClusterVerdict::Failed, over.cause, over.reason.clone())
+        }
+        (_, Some((cause, words))) => (ClusterVerdict::Failed, *cause, words.clone()),
+        (State::Over(over), None) if !known.is_deleted => {
+            (ClusterVerdict::Failed, over.cause, over.reason.clone())
+        }
+        (_, None) => {
+            let reason = "somebody deleted its pod (as kubectl delete does, or the end of its namespace); Kubernetes does not \
+                          say who";
+            (ClusterVerdict::Killed, Cause::Other, reason.to_owned())
+        }
+    };
+    ClusterEnd { id, verdict, cause, reason }
 }
 
 impl Application for PodApplication {
@@ -1070,5 +1085,64 @@ impl std::fmt::Debug for PodApplication {
             .field("name", &self.name)
             .field("known", &self.known)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pod::Over;
+    use super::*;
+
+    fn known(state: State, is_deleted: bool, disruption: Option<Cause>) -> Report {
+        Report {
+            name: "p".into(),
+            uid: "u".into(),
+            job: None,
+            ticket: None,
+            container: "c".into(),
+            state,
+            is_deleted,
+            config_maps: Vec::new(),
+            disruption: disruption.map(|cause| (cause, "why".to_owned())),
+        }
+    }
+
+    fn over(code: i32, cause: Cause) -> State {
+        State::Over(Over { succeeded: code == 0, cause, reason: format!("code {code}") })
+    }
+
+    #[test]
+    fn who_ended_a_driver_is_told_apart() {
+        use ClusterVerdict::{Failed, Killed, Succeeded};
+        let of = |report: Report, has_word| {
+            let end = end_of("n:p".to_owned(), &report, has_word);
+            (end.verdict, end.cause)
+        };
+        assert_eq!(of(known(over(0, Cause::Other), false, None), false), (Succeeded, Cause::Other));
+        assert_eq!(of(known(over(1, Cause::Exit(1)), false, None), true), (Failed, Cause::Exit(1)));
+        // Deleted by somebody: while it ran, or so that it ended by the signal.
+        assert_eq!(of(known(State::Running, true, None), false), (Killed, Cause::Other));
+        assert_eq!(of(known(State::Running, false, None), false), (Killed, Cause::Other));
+        assert_eq!(of(known(over(143, Cause::Exit(143)), true, None), false), (Killed, Cause::Other));
+        assert_eq!(of(known(over(0, Cause::Other), true, None), false), (Killed, Cause::Other));
+        // It was done before that.
+        assert_eq!(of(known(over(0, Cause::Other), true, None), true), (Succeeded, Cause::Other));
+        // Deleted by the cluster itself.
+        let lost = Some(Cause::NodeLost);
+        assert_eq!(of(known(State::Running, true, lost), false), (Failed, Cause::NodeLost));
+        assert_eq!(of(known(State::Unclear, true, lost), false), (Failed, Cause::NodeLost));
+        assert_eq!(of(known(over(143, Cause::NodeLost), true, lost), false), (Failed, Cause::NodeLost));
+        assert_eq!(
+            of(known(over(137, Cause::Memory), false, Some(Cause::Evicted)), false),
+            (Failed, Cause::Memory)
+        );
+    }
+
+    #[test]
+    fn a_pod_has_a_name_that_kubernetes_takes() {
+        let name = name_of(&job_tag("My Service, ü", &"JOB/1".repeat(500), "d"));
+        assert!(is_namespace(&name), "{name}");
+        assert!(service_label("My Service, ü").len() <= 63);
+        assert_ne!(service_label("a"), service_label("b"));
     }
 }
