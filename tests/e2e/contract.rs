@@ -10,12 +10,14 @@ use spark_runtime_protocol::event::Way;
 use spark_runtime_protocol::job::Job;
 use spark_runtime_tests::PATIENCE;
 use spark_runtime_tests::cluster::{Cluster, Part};
+use spark_runtime_tests::kubernetes::Kubernetes;
 use spark_runtime_tests::program::binary;
 use spark_runtime_tests::until;
 use spark_runtime_worker::config::{Settings, Sources};
 use spark_runtime_worker::job::check::Judge;
 use spark_runtime_worker::job::stage::{WORK, stage};
-use spark_runtime_worker::spark::client_mode::{ClientMode, STANDARD_OUTPUT};
+use spark_runtime_worker::spark::client_mode::{ClientMode, STANDARD_ERROR, STANDARD_OUTPUT};
+use spark_runtime_worker::spark::kubernetes::cluster_mode::PodMode;
 use spark_runtime_worker::spark::report::Word;
 use spark_runtime_worker::spark::yarn::cluster_mode::ClusterMode;
 use spark_runtime_worker::spark::{
@@ -94,6 +96,29 @@ impl Setup for OnYarn {
 
     fn backend(&self, settings: &Settings) -> Arc<dyn Backend> {
         Arc::new(ClusterMode::new(settings, client_mode(settings)))
+    }
+
+    fn outlives_worker(&self) -> bool {
+        true
+    }
+}
+
+/// Drivers in pods of Kubernetes.
+struct InPods(Kubernetes);
+
+impl Setup for InPods {
+    fn conf(&self) -> Value {
+        json!({"--master": self.0.master(), "--deploy-mode": "cluster"})
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let mut settings = self.0.settings();
+        settings.push(format!("kubernetes.folder=/contract-{}", uuid::Uuid::new_v4().simple()));
+        settings
+    }
+
+    fn backend(&self, settings: &Settings) -> Arc<dyn Backend> {
+        Arc::new(PodMode::new(settings, client_mode(settings)))
     }
 
     fn outlives_worker(&self) -> bool {
@@ -194,7 +219,7 @@ impl<S: Setup> Suite<S> {
 
     /// The same for another attempt.
     fn again(&self, sought: &Sought) -> Sought {
-        self.sought(&sought.identity.job, sought.mode)
+        self.sought(&sought.identity.job, sought.mode.clone())
     }
 
     async fn submitted(&self, backend: &dyn Backend, submission: &Submission) -> Box<dyn Application> {
@@ -204,7 +229,7 @@ impl<S: Setup> Suite<S> {
     }
 
     async fn forgets(&self, backend: &dyn Backend, sought: &Sought) {
-        backend.forget(&sought.identity, sought.mode).await;
+        backend.forget(&sought.identity, &sought.mode).await;
         assert!(backend.find(&self.again(sought)).await.unwrap().is_none(), "it is forgotten");
     }
 
@@ -250,9 +275,12 @@ impl Story {
     }
 }
 
+/// What a driver has said, on whichever output: a pod has but one.
 fn log(directory: &Path) -> String {
-    let places = [directory.join(DRIVER_LOGS).join(STANDARD_OUTPUT), directory.join(STANDARD_OUTPUT)];
-    places.into_iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect()
+    let names = [STANDARD_OUTPUT, STANDARD_ERROR];
+    let folders = [directory.join(DRIVER_LOGS), directory.to_owned()];
+    let places = folders.iter().flat_map(|folder| names.map(|name| folder.join(name)));
+    places.filter_map(|path| std::fs::read_to_string(path).ok()).collect()
 }
 
 fn has_succeeded(outcome: &Outcome) -> bool {
@@ -363,4 +391,12 @@ async fn cluster_mode_on_yarn_keeps_the_contract_of_back_ends() {
     let parts = Parts::take().await;
     let (cluster, _calm) = Cluster::shared(&[Part::Hdfs, Part::Yarn]).await;
     all(Suite::new(OnYarn(cluster), &parts)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_mode_on_kubernetes_keeps_the_contract_of_back_ends() {
+    let parts = Parts::take().await;
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs, Part::Kubernetes]).await;
+    let kubernetes = Kubernetes::new(cluster).with_machine(parts.python(), Some(parts.spark_home()));
+    all(Suite::new(InPods(kubernetes), &parts)).await;
 }
