@@ -2,7 +2,7 @@
 //! program instead, so that many faults can be tried.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -362,6 +362,26 @@ async fn an_application_is_cancelled_when_the_cluster_says_so_and_by_an_administ
     assert_eq!(end.kind(), Some(EventKind::Cancelled), "{end:#?}");
     let application = scene.steps("orphan").pop().unwrap().1;
     assert_eq!(scene.state(&application), "KILLED");
+}
+
+#[tokio::test]
+async fn the_run_deadline_of_an_application_counts_from_its_own_start_whoever_follows_it() {
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let mut scene = Scene::on(cluster, &["job.run_timeout=20s", "job.pending_timeout=1h"]).await;
+    let first = scene.worker();
+    scene.publish("long", json!({"run": 600})).await;
+    scene.has_come_to("long", "start").await;
+    let started = Instant::now();
+    until("most of its time", async || (started.elapsed() > Duration::from_secs(12)).then_some(())).await;
+    first.signal(Signal::SIGKILL);
+    let second = scene.worker();
+    let end = scene.place.end_of("long").await;
+    let took = started.elapsed();
+    assert_eq!(end.data.failure.unwrap().class, FailureClass::Timeout, "{}", second.log());
+    println!("ended {} s after its start, by the second worker that followed it", took.as_secs());
+    // From the adoption it would be more than 32 s.
+    assert!((18..30).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(scene.count("long", "start"), 1);
 }
 
 #[tokio::test]

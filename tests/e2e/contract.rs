@@ -271,7 +271,7 @@ impl Story {
     }
 
     fn ending(self) -> Ending {
-        self.ending.expect("it has ended")
+        self.ending.unwrap()
     }
 }
 
@@ -299,7 +299,7 @@ async fn ends_are_told_with_truth<S: Setup>(suite: &Suite<S>) {
     assert_eq!(application.outlives_worker(), suite.setup.outlives_worker());
     let mut story = Story::default();
     story.follow(application.as_mut(), "ended").await;
-    let accepted = story.accepted.clone().expect("it was accepted");
+    let accepted = story.accepted.clone().unwrap();
     assert_eq!(accepted.id.is_some(), suite.setup.outlives_worker());
     assert!(!accepted.is_adopted);
     let steps: Vec<&str> = story.steps.iter().copied().filter(|step| *step != "accepted").collect();
@@ -340,10 +340,10 @@ async fn what_runs_is_found_left_and_ended<S: Setup>(suite: &Suite<S>) {
     let (mut application, left) = if suite.setup.outlives_worker() {
         assert!(matches!(outcome, Outcome::Left), "{outcome:?}");
         assert!(suite.setup.runs(&left), "it goes on");
-        let mut application = found.expect("another one finds it");
+        let mut application = found.unwrap();
         let mut story = Story::default();
         story.follow(application.as_mut(), "running").await;
-        let accepted = story.accepted.expect("it is somewhere");
+        let accepted = story.accepted.unwrap();
         assert!(accepted.is_adopted && accepted.id.is_some(), "{accepted:?}");
         (application, left)
     } else {

@@ -9,6 +9,7 @@ use spark_runtime_protocol::topology::Shape;
 use spark_runtime_tests::broker::{Ready, Vhost};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::{Worker, children_of, hangs};
+use spark_runtime_tests::until;
 use spark_runtime_tests::wire::Wire;
 
 const RETRY: &str = "retry.delays=200ms";
@@ -298,20 +299,49 @@ async fn what_a_dead_attempt_left_is_removed_and_what_was_there_before_is_not() 
     );
     let output = |path: &Path| serde_json::json!({"assetType": "EXTERNAL_FILE", "name": "o", "fileUrl": path, "fileFormat": "CSV"});
     document["outputData"] = serde_json::json!([output(&old), output(&new)]);
-    let worker = Worker::start(&uri, &SETTINGS);
+    // Workers of one machine share its folder for attempts; one that has another is like one on another machine.
+    let here = format!("job.directory={}", folder.path().join("attempts").display());
+    let settings: Vec<&str> = SETTINGS.iter().copied().chain([here.as_str()]).collect();
+    let worker = Worker::start(&uri, &settings);
     place.publish("out", document.to_string()).await;
     let accepted = place.heard("out", &[EventKind::Accepted]).await;
     assert!(accepted.data.message.unwrap().contains("was there before"));
     hangs(&counter).await;
     assert!(new.exists());
     worker.signal(Signal::SIGKILL);
-    let refusing = Worker::start(&uri, &SETTINGS);
+    let refusing = Worker::start(&uri, &settings);
     let end = place.end_of("out").await;
     assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
     let messages = end.data.job_messages.unwrap().join("\n");
     assert!(messages.contains("which an earlier attempt had left"), "{messages}");
     assert_eq!(std::fs::read_to_string(&old).unwrap(), "mine");
+    refusing.nothing_left().await;
     drop(refusing);
+    // Nothing is known of it any more.
+    until("no note", async || {
+        let notes = std::fs::read_dir(folder.path().join("attempts/absences")).unwrap();
+        (notes.count() == 0).then_some(())
+    })
+    .await;
+
+    // The next attempt is on another machine, on which there is something of somebody else's at the same path.
+    let mut document = spark_runtime_tests::jobs::job(
+        "far",
+        &[&format!("times 1 {} hang", folder.path().join("far").display())],
+    );
+    let theirs = folder.path().join("theirs");
+    document["outputData"] = serde_json::json!([output(&theirs)]);
+    let worker = Worker::start(&uri, &settings);
+    place.publish("far", document.to_string()).await;
+    hangs(&folder.path().join("far")).await;
+    worker.signal(Signal::SIGKILL);
+    std::fs::write(&theirs, "theirs").unwrap();
+    let far = Worker::start(&uri, &SETTINGS);
+    let end = place.end_of("far").await;
+    assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2), "{}", far.log());
+    let messages = end.data.job_messages.unwrap().join("\n");
+    assert!(messages.contains("is left as it is, since this machine does not know"), "{messages}");
+    assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
 }
 
 #[tokio::test]

@@ -698,7 +698,7 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "log.load_every",
         span(SECOND),
-        "60s",
+        "1m",
         "How often a worker writes into its log how many launches and how many followed applications it has under way, and how many \
          it had at most since it last did. While there are none it writes nothing.",
     ),

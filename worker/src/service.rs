@@ -20,6 +20,7 @@ use crate::broker::session::{keep_connected, keep_declared};
 use crate::broker::slots::{Leaving, Lending, Slots};
 use crate::clock::BootTime;
 use crate::config::Settings;
+use crate::job::absences::notes_folder;
 use crate::job::assign::{Assigner, Expelled, Jobs};
 use crate::job::check::Judge;
 use crate::job::claim::Reader;
@@ -141,11 +142,16 @@ fn prune(kept: &Path, keep_for: Duration) {
             .ok()
             .and_then(|when| when.elapsed().ok());
         if age.is_some_and(|age| age > keep_for)
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
+            && let Err(error) = remove_all(&entry.path())
         {
-            tracing::warn!(%error, path = %entry.path().display(), "a kept directory could not be removed");
+            tracing::warn!(%error, path = %entry.path().display(), "what was kept for long could not be removed");
         }
     }
+}
+
+/// Removes a folder with all that is in it, or a file.
+fn remove_all(path: &Path) -> std::io::Result<()> {
+    if path.symlink_metadata()?.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
 /// Prunes now and then.
@@ -281,6 +287,7 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let context = Arc::new(context(&settings, &worker, &home, client_mode.clone(), announce, lease_ends)?);
     client_mode.prepare().await?;
     let pruning = tokio::spawn(keep_pruned(kept_folder(&settings.job.directory), settings.job.keep_for));
+    let notes = notes_folder(&settings.job.directory);
     if let Err(error) = crate::spark::installation::Installation::find(&settings.spark) {
         tracing::warn!(%error, "jobs will fail until this is mended");
     }
@@ -299,6 +306,8 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
     let background = [
         connecting,
         pruning,
+        // For as long as a job's attempts are known.
+        tokio::spawn(keep_pruned(notes, settings.ledger.retention)),
         tokio::spawn(context.load.clone().keep_told(settings.log.load_every)),
         tokio::spawn(keep_declared(publisher.missing(), session.clone())),
         tokio::spawn(follow(ledger.clone(), session.clone())),
@@ -422,11 +431,12 @@ mod tests {
     fn what_is_kept_goes_when_its_time_is_over() {
         let place = tempfile::tempdir().unwrap();
         std::fs::create_dir(place.path().join("a")).unwrap();
+        std::fs::write(place.path().join("b"), "").unwrap();
         prune(place.path(), Duration::from_secs(60));
-        assert!(place.path().join("a").exists());
+        assert!(place.path().join("a").exists() && place.path().join("b").exists());
         std::thread::sleep(Duration::from_millis(5));
         prune(place.path(), Duration::from_millis(1));
-        assert!(!place.path().join("a").exists());
+        assert!(!place.path().join("a").exists() && !place.path().join("b").exists());
     }
 
     #[test]

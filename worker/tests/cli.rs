@@ -745,6 +745,7 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     spark.home =                                   (default)
     spark.submit =                                 (default)
     spark.master = local[*]                        (default)
+    spark.master_page_port = 8080                  (default)
     spark.python =                                 (default)
     spark.policy =                                 (default)
     spark.environment.AWS_SECRET_ACCESS_KEY = ***  (x.toml)
@@ -792,6 +793,7 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     sql.password_file =                            (default)
     log.limit = 64MiB                              (default)
     log.tail = 8KiB                                (default)
+    log.load_every = 1m                            (default)
     ");
 
     let mut command = place.command(&[&arguments[..], &["--json"]].concat());

@@ -70,7 +70,16 @@ fn notes(done: &Done, made: &Result<Made, ClassDataError>, is_used: bool) -> Vec
     let no_class_data =
         made.as_ref().err().map(|error| format!("launchers start without class data: {error}"));
     let unused = (!is_used).then(|| "jobs are not given the archive, by the setting yarn.archive".to_owned());
-    [closed, no_class_data, unused].into_iter().flatten().collect()
+    let others = (!done.others.is_empty()).then(|| {
+        let (bytes, urls) = (done.others.iter().map(|(_, size)| size).sum(), done.others.iter().map(|(url, _)| url.as_str()));
+        format!(
+            "{} of other installations are there as well, {}; what no worker and no running job uses any more can be removed: {}",
+            render::count(done.others.len(), "archive"),
+            size(bytes),
+            urls.collect::<Vec<_>>().join(", ")
+        )
+    });
+    [closed, no_class_data, unused, others].into_iter().flatten().collect()
 }
 
 fn words(done: &Done, made: &Result<Made, ClassDataError>, notes: &[String]) -> String {
@@ -137,6 +146,7 @@ mod tests {
             size: 402 << 20,
             put,
             closed: closed.map(str::to_owned),
+            others: Vec::new(),
             took: Duration::from_millis(12_300),
         }
     }
@@ -166,7 +176,9 @@ mod tests {
             })
         );
         let none = Err(ClassDataError::NoJava);
-        let again = done(Put::There, None);
+        let old = ["4.1.0", "4.2.0"]
+            .map(|version| (format!("hdfs://nn/s/spark-archive-{version}-cd.zip"), 400 << 20));
+        let again = Done { others: old.into(), ..done(Put::There, None) };
         let told = notes(&again, &none, false);
         insta::assert_snapshot!(words(&again, &none, &told), @r"
         hdfs://nn/s/spark-archive-4.3.0-ab.zip is there already, 402 MiB
@@ -174,6 +186,7 @@ mod tests {
         PYSPARK_ARCHIVES_PATH=hdfs://nn/s/p.zip,hdfs://nn/s/j.zip
         note: launchers start without class data: there is no java, neither in JAVA_HOME nor on the PATH
         note: jobs are not given the archive, by the setting yarn.archive
+        note: 2 archives of other installations are there as well, 800 MiB; what no worker and no running job uses any more can be removed: hdfs://nn/s/spark-archive-4.1.0-cd.zip, hdfs://nn/s/spark-archive-4.2.0-cd.zip
         ");
         assert_eq!(document(&again, &none, &told)["classData"], Value::Null);
     }

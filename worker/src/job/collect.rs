@@ -399,16 +399,15 @@ pub(super) fn raised(
 /// What lies at the bottom of a Java exception, of which the first line only says which call it came from: the last cause that
 /// is named, else the exception itself.
 fn java_cause(message: &str) -> Option<String> {
-    let mut lines = message.lines().skip(1);
-    let itself = lines.next()?.strip_prefix(": ")?;
-    let cause = lines.filter_map(|line| line.strip_prefix("Caused by: ")).last().unwrap_or(itself);
+    let itself = message.lines().nth(1)?.strip_prefix(": ")?;
+    let cause = message.lines().rev().find_map(|line| line.strip_prefix("Caused by: ")).unwrap_or(itself);
     Some(first_line(cause))
 }
 
 /// Why spark-submit gave up before anything ran, in its own words, where they are among the last of its log.
 fn launcher_gave_up(tail: &str) -> Option<String> {
     const THROWN: &str = "Exception in thread \"main\" ";
-    let thrown = tail.lines().filter_map(|line| line.strip_prefix(THROWN)).last()?;
+    let thrown = tail.lines().rev().find_map(|line| line.strip_prefix(THROWN))?;
     Some(first_line(thrown))
 }
 

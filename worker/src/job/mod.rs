@@ -6,6 +6,7 @@
 //! This module must not know AMQP: what it needs of the broker are [`Announce`], the ledger, the history and the verbs of
 //! `broker::publisher`.
 
+pub mod absences;
 pub mod assign;
 pub mod attachments;
 pub mod check;
@@ -556,6 +557,7 @@ async fn look(
 async fn clear_outputs(context: &Context, claim: &Claim, job: &Job) -> Result<Vec<String>, End> {
     let mut notes = outputs::notes(context, claim, job);
     notes.extend(outputs::remove_leftovers(context, claim, job).await?);
+    outputs::note_absences(context, claim, job).await;
     Ok(notes)
 }
 

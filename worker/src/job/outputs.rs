@@ -10,6 +10,8 @@
 //! - An output that is hidden from the worker, or that it cannot look at from here, counts as one that was there.
 //! - When a file system does not answer, the claim says so ([`UNSEEN`]); its attempt runs nothing and fails, and the claim
 //!   of the next one tells anew what is there. Nothing of the job has run until then.
+//! - What lies on this machine's own file systems is removed only if this machine found it missing when an earlier attempt
+//!   began here ([`super::absences`]): the claim was made on any machine, where the same path is another place.
 //! - A claim whose worker did not look elsewhere than on its own machine lacks [`LOOKED_ELSEWHERE`], and then nothing
 //!   elsewhere is ever removed.
 //!
@@ -22,6 +24,7 @@ use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 use tokio::time::Instant;
 
+use super::absences::Absences;
 use super::submit::plain;
 use super::{Claim, Context, End, inputs};
 use crate::broker::ledger::record::{LOOKED_ELSEWHERE, UNSEEN};
@@ -216,17 +219,63 @@ pub async fn remove_leftovers(context: &Context, claim: &Claim, job: &Job) -> Re
         let ends = context.lease_ends.as_ref().and_then(|ends| *ends.borrow());
         ends.is_none_or(|ends| BootTime::now() < ends)
     };
-    remove(&storage, job, file_system.as_deref(), &claim.existing, &still_ours).await
+    let known = Known { existing: &claim.existing, missing_here: missing_here(context, claim).await };
+    remove(&storage, job, file_system.as_deref(), &known, &still_ours).await
+}
+
+/// What is known of outputs from before.
+struct Known<'a> {
+    /// As in the claim of the first attempt.
+    existing: &'a [u16],
+    /// Which were not there when an earlier attempt began on this machine.
+    missing_here: Vec<u16>,
+}
+
+async fn missing_here(context: &Context, claim: &Claim) -> Vec<u16> {
+    let absences = Absences::of(&context.settings.job.directory, claim);
+    tokio::task::spawn_blocking(move || absences.known()).await.unwrap_or_default()
+}
+
+/// Notes which local outputs are missing as an attempt begins, for those that may come after it.
+pub async fn note_absences(context: &Context, claim: &Claim, job: &Job) {
+    if context.lease_ends.is_none() {
+        // Nothing comes after an attempt that no broker brought.
+        return;
+    }
+    let file_system = context.judge.file_system_of(job);
+    let (outputs, _) = outputs(&storage_for(context, job), job, file_system.as_deref());
+    let mut missing = Vec::new();
+    for Output { index, spot } in outputs.into_iter().filter(|output| output.spot.is_local()) {
+        let found = spot.look(Instant::now() + storage::PATIENCE).await;
+        if matches!(found, Ok(None) | Err(StorageError::NoFolder { .. } | StorageError::NotThere { .. })) {
+            missing.push(index);
+        }
+    }
+    if missing.is_empty() {
+        return;
+    }
+    let absences = Absences::of(&context.settings.job.directory, claim);
+    let noted = tokio::task::spawn_blocking(move || absences.note(&missing)).await;
+    if let Err(error) = noted.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        tracing::warn!(job_id = %claim.job, %error, "what this attempt leaves will not be removed before another one");
+    }
+}
+
+/// Forgets what was noted of a job that is over.
+pub fn forget(context: &Context, claim: &Claim) {
+    let absences = Absences::of(&context.settings.job.directory, claim);
+    tokio::task::spawn_blocking(move || absences.forget());
 }
 
 async fn remove(
     storage: &Storage,
     job: &Job,
     file_system: Option<&str>,
-    existing: &[u16],
+    known: &Known<'_>,
     still_ours: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<String>, End> {
     let mut told = Vec::new();
+    let existing = known.existing;
     let is_ours = |output: &Output| {
         let is_known = output.spot.is_local() || existing.contains(&LOOKED_ELSEWHERE);
         is_known && !existing.contains(&output.index)
@@ -237,7 +286,7 @@ async fn remove(
         return Ok(told);
     }
     let read = inputs::spots(storage, job, file_system);
-    for Output { spot, .. } in outputs {
+    for Output { spot, index } in outputs {
         let deadline = Instant::now() + storage::PATIENCE;
         let unremovable = |error: StorageError| {
             let class = if spot.is_local() { FailureClass::Staging } else { FailureClass::Infrastructure };
@@ -247,6 +296,14 @@ async fn remove(
             Ok(None) | Err(StorageError::NoFolder { .. } | StorageError::NotThere { .. }) => continue,
             Ok(Some(_)) => {}
             Err(error) => return Err(unremovable(error)),
+        }
+        if spot.is_local() && !known.missing_here.contains(&index) {
+            told.push(format!(
+                "{} is left as it is, since this machine does not know that an earlier attempt of the job left it; the model may \
+                 overwrite it",
+                spot.url()
+            ));
+            continue;
         }
         if let Some(input) = held_by(&spot, &read).await {
             told.push(format!("{} is left as it is, since the job reads {input} there", spot.url()));
@@ -330,7 +387,8 @@ mod tests {
     }
 
     async fn removed(job: &Job, existing: &[u16]) -> Vec<String> {
-        remove(&Storage::default(), job, None, existing, &|| true).await.unwrap()
+        let known = Known { existing, missing_here: (0..9).collect() };
+        remove(&Storage::default(), job, None, &known, &|| true).await.unwrap()
     }
 
     #[tokio::test]
@@ -397,12 +455,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_this_machine_did_not_find_missing_is_nobodys_to_remove() {
+        let place = tempfile::tempdir().unwrap();
+        let [ours, other] = ["ours", "other"].map(|name| place.path().join(name));
+        for file in [&ours, &other] {
+            std::fs::write(file, "x").unwrap();
+        }
+        let job = job(&[&ours.display().to_string(), &other.display().to_string()], &[]);
+        // The first attempt was on another machine, on which neither was there.
+        let known = Known { existing: &[], missing_here: vec![0] };
+        let told = remove(&Storage::default(), &job, None, &known, &|| true).await.unwrap();
+        assert!(!ours.exists() && other.exists());
+        assert!(told[1].contains("is left as it is, since this machine does not know"), "{told:?}");
+    }
+
+    #[tokio::test]
     async fn nothing_is_removed_once_another_worker_may_have_the_job() {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("left");
         std::fs::write(&file, "x").unwrap();
         let job = job(&[&file.display().to_string()], &[]);
-        let end = remove(&Storage::default(), &job, None, &[], &|| false).await;
+        let known = Known { existing: &[], missing_here: vec![0] };
+        let end = remove(&Storage::default(), &job, None, &known, &|| false).await;
         assert!(matches!(end, Err(End::Interrupted)) && file.exists());
     }
 }

@@ -224,6 +224,7 @@ pub async fn settle(
     let settled_by = held.claim();
     desk.ledger.settle(held, ending, event.time).await?;
     crash_point("after-settle");
+    super::outputs::forget(context, claim);
     if claim.mode.is_cluster() {
         let (backend, identity, mode) = (context.backend.clone(), identity(claim), claim.mode.clone());
         tokio::spawn(async move { backend.forget(&identity, &mode).await });

@@ -89,7 +89,9 @@ pub async fn track(
                     continue;
                 }
                 Change::Started if deadline_is != Cut::RunDeadline => {
-                    deadline = tokio::time::Instant::now() + job.run_timeout;
+                    // However many workers have followed it: it may run for so long in all.
+                    let left = job.run_timeout.saturating_sub(submitted.application.has_run_for());
+                    deadline = tokio::time::Instant::now() + left;
                     deadline_is = Cut::RunDeadline;
                     continue;
                 }

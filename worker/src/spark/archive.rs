@@ -52,6 +52,8 @@ const LARGEST: u64 = u32::MAX as u64 - 1;
 const MOST_JARS: usize = u16::MAX as usize - 1;
 /// How old what an upload left has to be to count as left.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// How many files are looked at for archives of other installations.
+const MOST_OTHERS: usize = 10_000;
 /// How long a submission may be held up by looking for the archive.
 const LOOK: Duration = Duration::from_secs(10);
 /// How long it may be held up by reading all jars, which is done once for an installation.
@@ -385,6 +387,8 @@ pub struct Done {
     pub put: Put,
     /// What keeps other users of the cluster from reading it, if something does.
     pub closed: Option<String>,
+    /// Archives of other installations that are there as well, each by its URL with its size in bytes.
+    pub others: Vec<(String, u64)>,
     /// How long it took.
     pub took: Duration,
 }
@@ -504,14 +508,39 @@ impl Archives {
             tracing::warn!(%error, "it could not be told who may read the archive");
             None
         });
+        let mine: Vec<&String> = plan.python.iter().map(|(name, _)| name).chain([&plan.archive]).collect();
+        let others = self.others(&folder, &mine).await;
         Ok(Done {
             closed,
+            others,
             prepared: Prepared { archive: url(&plan.archive), python },
             version: plan.version,
             size,
             put,
             took: started.elapsed(),
         })
+    }
+
+    /// The archives in a folder that are not `mine`. Whether somebody needs them cannot be known from here: other workers may
+    /// have other installations, and what runs fetches its archive again for every node that it comes to.
+    async fn others(&self, folder: &str, mine: &[&String]) -> Vec<(String, u64)> {
+        let listed = match self.storage.place(folder) {
+            Ok(place) => place.files(MOST_OTHERS).await,
+            Err(error) => Err(error),
+        };
+        let is_archive =
+            |name: &str| name.starts_with("spark-") && name.ends_with(".zip") && !name.contains('/');
+        match listed {
+            Ok(files) => files
+                .into_iter()
+                .filter(|(name, _)| is_archive(name) && !mine.contains(&name))
+                .map(|(name, size)| (format!("{folder}/{name}"), size))
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "it could not be told which other archives are there");
+                Vec::new()
+            }
+        }
     }
 
     /// What a submission on YARN with this installation is told when nobody says otherwise: nothing where the archive is not
@@ -661,9 +690,12 @@ mod tests {
         fs::write(&jar, "b").unwrap();
         File::options().append(true).open(&jar).unwrap().set_modified(time).unwrap();
         assert_eq!(archives(&place, &[]).default_archive(&spark).await, None);
-        let second = archives(&place, &[]).prepare(&spark).await.unwrap().prepared;
+        let done = archives(&place, &[]).prepare(&spark).await.unwrap();
+        let second = done.prepared;
         assert_ne!(second.archive, first.archive);
         assert_eq!(second.python, first.python);
+        // The first stays, since others may need it, and is told of.
+        assert_eq!(done.others, [(first.archive, whole.len() as u64)]);
     }
 
     #[test]

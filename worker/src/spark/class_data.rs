@@ -42,6 +42,10 @@ const MAKING: Duration = Duration::from_secs(180);
 const LOOKING: &str = "20000";
 /// How old what a making left has to be to count as left.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// How long class data is kept that no launcher has used: that of an installation or a Java that is gone.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How exactly it is known when it was used last.
+const USES: Duration = Duration::from_secs(24 * 3600);
 /// How much that launcher may say on its standard output, in bytes.
 const MOST_WORDS: u64 = 1024 * 1024;
 
@@ -105,7 +109,10 @@ impl ClassData {
         let found = key_of(installation, environment).ok().and_then(|key| self.find(&key));
         let options = match found {
             // Auto: a JVM that it does not fit starts without it.
-            Some((file, _)) => shared(&file),
+            Some((file, _)) => {
+                note_use(&file);
+                shared(&file)
+            }
             None => String::new(),
         };
         add(environment, &options);
@@ -135,6 +142,7 @@ impl ClassData {
         properties: &[(&str, &str)],
     ) -> Result<Made, ClassDataError> {
         let key = key_of(installation, environment)?;
+        self.remove_unused(&key);
         if let Some((path, size)) = self.find(&key) {
             return Ok(Made { path, size, was_there: true });
         }
@@ -176,6 +184,44 @@ impl ClassData {
                 tracing::debug!(%error, path = %entry.path().display(), "an old folder could not be removed");
             }
         }
+    }
+
+    /// Removes the class data that no launcher has used for long, but for what has this key; a JVM that has it open keeps it.
+    fn remove_unused(&self, key: &str) {
+        let wanted = format!("launcher-{key}-");
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_class_data = name.starts_with("launcher-") && name.ends_with(".jsa");
+            if !is_class_data || name.starts_with(&wanted) || !is_older(&entry.path(), UNUSED) {
+                continue;
+            }
+            match fs::remove_file(entry.path()) {
+                Ok(()) => {
+                    tracing::info!(path = %entry.path().display(), "class data that nobody uses was removed")
+                }
+                Err(error) => {
+                    tracing::debug!(%error, path = %entry.path().display(), "old class data could not be removed");
+                }
+            }
+        }
+    }
+}
+
+/// Whether a file has not been changed for so long.
+fn is_older(path: &Path, age: Duration) -> bool {
+    let changed = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    changed
+        .and_then(|changed| SystemTime::now().duration_since(changed).ok())
+        .is_some_and(|since| since > age)
+}
+
+/// Notes that class data is used: a JVM does not care when it was changed.
+fn note_use(file: &Path) {
+    if is_older(file, USES)
+        && let Err(error) =
+            File::options().append(true).open(file).and_then(|file| file.set_modified(SystemTime::now()))
+    {
+        tracing::debug!(%error, path = %file.display(), "the use of class data could not be noted");
     }
 }
 
@@ -391,6 +437,30 @@ mod tests {
         assert!(told(&class_data, &installation, &environment).contains(&shared));
         fs::write(home.join("jdk/release"), "JAVA_VERSION=\"21\"").unwrap();
         assert_eq!(told(&class_data, &installation, &environment), plain);
+    }
+
+    #[tokio::test]
+    async fn class_data_that_no_launcher_has_used_for_long_is_removed_and_what_is_used_stays() {
+        let (place, installation, environment) = spark(MAKES);
+        let folder = place.path().join("cache");
+        let class_data = ClassData::new(folder.clone());
+        let made = class_data.make(&installation, &environment, &[]).await.unwrap().path;
+        let [old, newer, other] =
+            ["launcher-a-1.jsa", "launcher-b-1.jsa", "other.jsa"].map(|name| folder.join(name));
+        let long_ago = SystemTime::now() - UNUSED - Duration::from_secs(60);
+        let aged =
+            |path: &Path| File::options().append(true).open(path).unwrap().set_modified(long_ago).unwrap();
+        for file in [&old, &newer, &other] {
+            fs::write(file, "x").unwrap();
+        }
+        for file in [&old, &other, &made] {
+            aged(file);
+        }
+        assert!(class_data.make(&installation, &environment, &[]).await.unwrap().was_there);
+        assert!(!old.exists() && newer.exists() && other.exists() && made.exists());
+        // A launcher that gets it keeps it young.
+        told(&class_data, &installation, &environment);
+        assert!(!is_older(&made, Duration::from_secs(3600)) && is_older(&other, UNUSED));
     }
 
     #[tokio::test]

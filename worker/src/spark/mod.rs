@@ -31,6 +31,7 @@ pub mod yarn;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
 use crate::config::{Secret, SparkSettings};
 use argv::CommandLine;
@@ -76,6 +77,12 @@ pub trait Application: Send {
 
     /// What it waits for, in words, as far as it is known, and what can be done about it.
     fn waits_for(&self) -> Option<String>;
+
+    /// For how long its driver had its place when [`Change::Started`] was told, where the cluster tells: of one that was there
+    /// before, that is from its own beginning.
+    fn has_run_for(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Waits for what happens next. After [`Change::Ended`] it is not called again.
     ///

@@ -362,6 +362,8 @@ struct ClusterApplication {
     is_adopted: bool,
     is_accepted: bool,
     has_started: bool,
+    /// For how long it had run by then.
+    ran_before: Duration,
     is_running: bool,
     /// Its driver has begun, as its ticket says, though the cluster may not tell of it.
     has_begun: bool,
@@ -397,6 +399,7 @@ impl ClusterApplication {
             is_adopted: false,
             is_accepted: false,
             has_started: false,
+            ran_before: Duration::ZERO,
             is_running: false,
             has_begun: false,
             lost: None,
@@ -482,6 +485,9 @@ impl ClusterApplication {
                 return Some(self.ended(Some(known)).await);
             }
             if known.has_place() && !self.has_started {
+                if self.is_adopted {
+                    self.ran_before = self.ran_before(&known.id).await;
+                }
                 self.has_started = true;
                 return Some(Change::Started);
             }
@@ -491,6 +497,16 @@ impl ClusterApplication {
             }
         }
         self.give_up().await
+    }
+
+    async fn ran_before(&self, id: &str) -> Duration {
+        match self.cluster.resource_manager().running_for(id).await {
+            Ok(ran) => ran.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(application = id, %error, "nobody tells for how long it has run; its deadline counts from now");
+                Duration::ZERO
+            }
+        }
     }
 
     /// What is to be told of an application that cannot be seen for long.
@@ -743,6 +759,10 @@ impl Application for ClusterApplication {
         }
         words.push_str("; ask for less memory or fewer cores, or choose a queue with room");
         Some(words)
+    }
+
+    fn has_run_for(&self) -> Duration {
+        self.ran_before
     }
 
     fn changed(&mut self) -> Awaited<'_, Change> {

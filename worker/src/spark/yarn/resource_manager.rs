@@ -304,6 +304,30 @@ struct ClusterInfo {
 }
 
 #[derive(Debug, Deserialize)]
+struct OneOfTimes {
+    app: Times,
+}
+
+/// When what happened to an application, by the cluster's clock, in milliseconds. They change with every answer, so that they are
+/// no part of what is compared with the answer before.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Times {
+    started_time: u64,
+    /// 0 before its first container was launched. Not said before Hadoop 3.3.
+    launch_time: u64,
+    /// From its submission until this answer.
+    elapsed_time: u64,
+}
+
+impl Times {
+    fn running_for(self) -> Option<Duration> {
+        let waited = self.launch_time.checked_sub(self.started_time)?;
+        (self.launch_time > 0).then(|| Duration::from_millis(self.elapsed_time.saturating_sub(waited)))
+    }
+}
+
+#[derive(Debug, Deserialize)]
 struct OneOfLogs {
     app: LogReport,
 }
@@ -471,6 +495,18 @@ impl ResourceManager {
         let question = Question { method: Method::GET, path: &path, query: &[], body: None };
         let one: Option<One> = self.ask(&question).await?;
         Ok(one.map(|one| one.app).filter(|app| app.id == id))
+    }
+
+    /// For how long an application has had a container for its driver, by the cluster's own clock; `None` when the
+    /// ResourceManager does not tell, or knows of no such container.
+    ///
+    /// # Errors
+    /// [`ResourceManagerError`]; then nothing is known about it.
+    pub async fn running_for(&self, id: &str) -> Result<Option<Duration>, ResourceManagerError> {
+        let path = format!("ws/v1/cluster/apps/{}", segment(id));
+        let question = Question { method: Method::GET, path: &path, query: &[], body: None };
+        let one: Option<OneOfTimes> = self.ask(&question).await?;
+        Ok(one.and_then(|one| one.app.running_for()))
     }
 
     /// The page of an application at the ResourceManager that answered last, for a browser.

@@ -231,3 +231,21 @@ async fn one_that_has_just_been_started_is_no_witness_for_what_is_not_there() {
     let cluster = Scripted::start_saying(starting, vec![alive]).await;
     assert_eq!(client(&[&cluster]).certainly_tagged("t").await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn how_long_a_driver_has_had_its_place_is_told_by_the_clusters_clock_alone() {
+    let of = |times: &str| answer("200 OK", &format!(r#"{{"app":{{"id":"application_1_1",{times}}}}}"#));
+    let cluster = Scripted::start(vec![
+        of(r#""startedTime":1000,"launchTime":4000,"elapsedTime":10000"#),
+        of(r#""startedTime":1000,"launchTime":0,"elapsedTime":10000"#),
+        of(r#""startedTime":1000,"elapsedTime":10000"#),
+        answer("404 Not Found", NOT_FOUND),
+    ])
+    .await;
+    let client = client(&[&cluster]);
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        told.push(client.running_for("application_1_1").await.unwrap());
+    }
+    assert_eq!(told, [Some(Duration::from_secs(7)), None, None, None]);
+}
