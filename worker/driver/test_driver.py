@@ -225,16 +225,18 @@ class Report(DriverTest):
                 context = Context()
                 pyspark = sys.modules["pyspark"] = types.ModuleType("pyspark")
                 pyspark.SparkContext = types.SimpleNamespace(_active_spark_context=types.SimpleNamespace(_jsc=context))
-                open("gate").close()
+                open("gate-1").close()
                 context.executors = 2
-                open("gate").close()
+                open("gate-2").close()
                 context.executors = 1
-                open("gate").close()
+                open("gate-3").close()
                 del sys.modules["pyspark"]
             """
         )
-        gate = os.path.join(self.folder, "gate")
-        os.mkfifo(gate)
+        # One for each step: two of the model's readers could find the same writer at one.
+        gates = [os.path.join(self.folder, "gate-{}".format(number)) for number in (1, 2, 3)]
+        for gate in gates:
+            os.mkfifo(gate)
         listener = self.listen()
         self.start("--report-socket", "../driver.sock", "--watch-executors")
         report = self.connect(listener).makefile("rb")
@@ -254,11 +256,11 @@ class Report(DriverTest):
             "had_executors": False,
         }
         self.assertEqual(heard(), waiting)
-        open(gate, "w").close()
+        open(gates[0], "w").close()
         self.assertEqual(heard(), {"message": "placed"})
-        open(gate, "w").close()
+        open(gates[1], "w").close()
         self.assertEqual(heard(), dict(waiting, had_executors=True))
-        open(gate, "w").close()
+        open(gates[2], "w").close()
         # It may be told or not that nothing waits any more when the end comes.
         self.assertIn("completed", [heard()["message"] for _ in range(1)] + [json.loads(l)["message"] for l in report])
 
