@@ -18,7 +18,6 @@ What the image is called plays what cannot be had here:
   .../missing         there is no such image
   .../oom             its driver is killed for its memory once it runs for a second
   .../evicted         its machine puts it out once it runs for a second
-  .../late            the machine is busy for three seconds before it begins with the pod
 
 Its environment: KUBERNETES_MASTER, KUBERNETES_TOKEN and KUBERNETES_FOLDER as of deploy/cluster, SPARK_HOME and PYSPARK_PYTHON.
 """
@@ -124,7 +123,6 @@ class Pod:
         self.folder = os.path.join(kubelet.folder, self.uid)
         self.containers = {}
         self._told = None
-        self._since = time.monotonic()
         self._ending = None
         self._started = None
         self._played = None
@@ -146,8 +144,6 @@ class Pod:
             words = 'Back-off pulling image "{}"'.format(image)
             return self._tell(self._waiting(pod, "ImagePullBackOff", words))
         if not self.containers:
-            if play == "late" and time.monotonic() < self._since + 3:
-                return True
             maps = self._config_maps(pod)
             if maps is None:
                 return self._tell(self._waiting(pod, "ContainerCreating", None))

@@ -273,6 +273,50 @@ async fn one_death(
 }
 
 #[tokio::test]
+async fn in_a_storm_of_kills_every_job_in_pods_comes_to_one_end_and_none_runs_twice() {
+    const JOBS: usize = 12;
+    const KILLS: usize = 6;
+    let (cluster, _calm) = Cluster::shared(&PARTS).await;
+    let more = ["worker.max_running=2", "worker.max_submits=2", "retry.max_attempts=50"];
+    let mut scene = Scene::on(cluster, &more).await;
+    let ids: Vec<String> = (0..JOBS).map(|number| format!("storm-{number}")).collect();
+    for (number, id) in ids.iter().enumerate() {
+        let told =
+            json!({"before": number % 2, "between": number % 3, "after": number % 2, "run": 1 + number % 4});
+        scene.publish(id, told).await;
+    }
+    let mut workers: Vec<Worker> = (0..2).map(|_| scene.worker()).collect();
+    let mut graveyard = Vec::new();
+    for number in 0..KILLS {
+        // The next blow falls when another part of the jobs has ended.
+        let due = JOBS * number / KILLS;
+        let ended = |scene: &Scene| ids.iter().filter(|id| scene.count(id, "end") > 0).count();
+        until("more ends", async || (ended(&scene) >= due).then_some(())).await;
+        let turn = number % workers.len();
+        let victim = workers[turn].pid();
+        let guards = children_of(victim);
+        let dying: Vec<i32> = match number % 3 {
+            0 => vec![victim],
+            1 => [vec![victim], guards].concat(),
+            _ => guards.into_iter().flat_map(children_of).flat_map(children_of).collect(),
+        };
+        dying.into_iter().for_each(|pid| kill(pid, Signal::SIGKILL));
+        if number % 3 < 2 {
+            let next = scene.worker();
+            graveyard.push(std::mem::replace(&mut workers[turn], next));
+        }
+    }
+    let mut launches = 0;
+    for id in &ids {
+        let living: Vec<&Worker> = workers.iter().collect();
+        scene.ran_once(id, &living).await;
+        launches += scene.count(id, "launch");
+    }
+    scene.place.queue_has("spark.jobs", 0).await;
+    println!("storm: {JOBS} jobs, {KILLS} kills: {launches} launches, {JOBS} runs, {JOBS} ends");
+}
+
+#[tokio::test]
 async fn a_launcher_that_was_stopped_for_long_makes_no_second_pod_or_one_that_runs_nothing() {
     let (cluster, _calm) = Cluster::shared(&PARTS).await;
     // With the pod of the other attempt still there, and with none.

@@ -158,28 +158,11 @@ impl Kubernetes {
         listed["items"].as_array().unwrap().clone()
     }
 
-    /// Whether there is a config map, or anything else of a kind in the namespace.
-    #[must_use]
-    pub fn count(&self, kind: &str) -> usize {
-        let (status, listed) =
-            self.ask("GET", &format!("/api/v1/namespaces/{}/{kind}", self.namespace), "", None);
-        assert_eq!(status, 200, "{listed}");
-        listed["items"].as_array().unwrap().len()
-    }
-
     /// Deletes a pod, as an administrator does.
     pub fn delete(&self, pod: &str) {
         let path = format!("/api/v1/namespaces/{}/pods/{pod}", self.namespace);
         let (status, said) = self.ask("DELETE", &path, "", None);
         assert!([200, 202].contains(&status), "{said}");
-    }
-
-    /// Says what becomes of a pod, in the place of its machine.
-    pub fn set_status(&self, pod: &str, status: Value) {
-        let path = format!("/api/v1/namespaces/{}/pods/{pod}/status", self.namespace);
-        let status = json!({ "status": status });
-        let (code, said) = self.ask("PATCH", &path, "application/merge-patch+json", Some(&status));
-        assert_eq!(code, 200, "{said}");
     }
 
     fn server(&self) -> String {

@@ -476,7 +476,8 @@ pub static SETTINGS: &[Setting] = &[
         Kind::AnyText,
         "",
         "The context of the kubeconfig, when it is not its current one. The kubeconfig is the one that spark-submit finds: \
-         `spark.environment.KUBECONFIG`, else `~/.kube/config`, else what Kubernetes gives to the pod that the worker runs in. A job \
+         `spark.environment.KUBECONFIG`, else `~/.kube/config`, else what Kubernetes gives to the pod that the worker runs in. It is read \
+         once, by the first job that needs it; tokens in files and of helper programs are renewed. A job \
          whose master is another API server than the kubeconfig's is refused, unless that is the worker's own `spark.master`.",
     ),
     setting(

@@ -160,6 +160,7 @@ impl ClientMode {
     }
 
     /// Starts spark-submit for a driver that is elsewhere, with what is `sent` there and with more settings.
+    #[cfg(any(feature = "kubernetes", feature = "yarn"))]
     pub(super) async fn start_launcher(
         &self,
         submission: &Submission,
@@ -183,6 +184,7 @@ impl ClientMode {
     }
 
     /// The environment that spark-submit gets.
+    #[cfg(any(feature = "kubernetes", feature = "yarn"))]
     pub(super) fn environment(&self) -> Environment {
         Environment::of(&self.settings, Installation::find(&self.settings).ok().as_ref())
     }
