@@ -18,6 +18,7 @@ What the image is called plays what cannot be had here:
   .../missing         there is no such image
   .../oom             its driver is killed for its memory once it runs for a second
   .../evicted         its machine puts it out once it runs for a second
+  .../preempted       the scheduler gives its place to another pod then, and deletes it with time to end
 
 Its environment: KUBERNETES_MASTER, KUBERNETES_TOKEN and KUBERNETES_FOLDER as of deploy/cluster, SPARK_HOME and PYSPARK_PYTHON.
 """
@@ -135,9 +136,16 @@ class Pod:
             return self._end(pod)
         if play == "unschedulable":
             words = "0/1 nodes are available: 1 Insufficient memory."
-            return self._tell({"phase": "Pending", "conditions": [self._condition("PodScheduled", False, "Unschedulable", words)]})
+            return self._tell(
+                {"phase": "Pending", "conditions": [self._condition("PodScheduled", False, "Unschedulable", words)]}
+            )
         if "nodeName" not in pod["spec"]:
-            place = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": self.name}, "target": {"kind": "Node", "name": self._kubelet.node}}
+            place = {
+                "apiVersion": "v1",
+                "kind": "Binding",
+                "metadata": {"name": self.name},
+                "target": {"kind": "Node", "name": self._kubelet.node},
+            }
             self._kubelet.server.ask("POST", self.path + "/binding", place)
             return True
         if play == "missing":
@@ -151,6 +159,11 @@ class Pod:
                 self._start(pod, container, maps)
             self._started = time.monotonic()
         driver = list(self.containers.values())[-1]
+        if play == "preempted" and time.monotonic() > self._started + 1 and self._played is None:
+            self._played = play
+            self._tell(self._status(pod, driver))
+            self._kubelet.server.ask("DELETE", self.path, {"apiVersion": "v1", "kind": "DeleteOptions"})
+            return True
         if play in ("oom", "evicted") and time.monotonic() > self._started + 1 and self._played is None:
             self._played = play
             for container in self.containers.values():
@@ -167,8 +180,12 @@ class Pod:
             status.update(reason="Evicted", message="The node was low on resource: memory. Threshold quantity: 100Mi.")
         status["containerStatuses"] = [
             {
-                "name": container.name, "ready": not container.has_ended(), "restartCount": 0,
-                "image": "none", "imageID": "none", "started": True,
+                "name": container.name,
+                "ready": not container.has_ended(),
+                "restartCount": 0,
+                "image": "none",
+                "imageID": "none",
+                "started": True,
                 "state": container.state("OOMKilled" if self._played == "oom" and container is driver else None),
             }
             for container in self.containers.values()
@@ -176,6 +193,9 @@ class Pod:
         status["podIP"] = ADDRESS
         status["podIPs"] = [{"ip": ADDRESS}]
         status["conditions"] = [self._condition("PodScheduled", True), self._condition("Ready", not ended)]
+        if self._played == "preempted":
+            words = "default-scheduler: preempting to accommodate a higher priority pod"
+            status["conditions"].append(self._condition("DisruptionTarget", True, "PreemptionByScheduler", words))
         return status
 
     def _waiting(self, pod, reason, words):
@@ -183,10 +203,21 @@ class Pod:
         if words:
             waiting["message"] = words
         statuses = [
-            {"name": one["name"], "ready": False, "restartCount": 0, "image": one.get("image", ""), "imageID": "", "state": {"waiting": waiting}}
+            {
+                "name": one["name"],
+                "ready": False,
+                "restartCount": 0,
+                "image": one.get("image", ""),
+                "imageID": "",
+                "state": {"waiting": waiting},
+            }
             for one in pod["spec"]["containers"]
         ]
-        return {"phase": "Pending", "conditions": [self._condition("PodScheduled", True)], "containerStatuses": statuses}
+        return {
+            "phase": "Pending",
+            "conditions": [self._condition("PodScheduled", True)],
+            "containerStatuses": statuses,
+        }
 
     def _condition(self, kind, holds, reason=None, words=None):
         condition = {"type": kind, "status": "True" if holds else "False"}
@@ -218,7 +249,12 @@ class Pod:
             return True
         if self.containers:
             self._tell(self._status(pod, list(self.containers.values())[-1]))
-        gone = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
+        gone = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "gracePeriodSeconds": 0,
+            "preconditions": {"uid": self.uid},
+        }
         self._kubelet.server.ask("DELETE", self.path, gone)
         return True
 
@@ -239,7 +275,9 @@ class Pod:
         for volume in pod["spec"].get("volumes", []):
             folder = os.path.join(self.folder, "volumes", volume["name"])
             if "configMap" in volume:
-                found = self._kubelet.server.ask("GET", "{}/configmaps/{}".format(self._kubelet.namespace, volume["configMap"]["name"]))
+                found = self._kubelet.server.ask(
+                    "GET", "{}/configmaps/{}".format(self._kubelet.namespace, volume["configMap"]["name"])
+                )
                 if found is None:
                     return None
                 os.makedirs(folder, exist_ok=True)
@@ -254,15 +292,25 @@ class Pod:
         return folders
 
     def _start(self, pod, container, folders):
-        mounts = {mount["mountPath"]: folders[mount["name"]] for mount in container.get("volumeMounts", []) if mount["name"] in folders}
+        mounts = {
+            mount["mountPath"]: folders[mount["name"]]
+            for mount in container.get("volumeMounts", [])
+            if mount["name"] in folders
+        }
 
         def inside(text):
             for path in sorted(mounts, key=len, reverse=True):
                 text = text.replace(path, mounts[path])
             return text
 
-        environment = {name: os.environ[name] for name in ("PATH", "JAVA_HOME", "SPARK_HOME", "PYSPARK_PYTHON") if name in os.environ}
-        environment.update(HOME=self.folder, LC_ALL="C.UTF-8", SPARK_LOCAL_IP=ADDRESS, KUBECONFIG=self._kubelet.kubeconfig_of(pod))
+        environment = {
+            name: os.environ[name]
+            for name in ("PATH", "JAVA_HOME", "SPARK_HOME", "PYSPARK_PYTHON")
+            if name in os.environ
+        }
+        environment.update(
+            HOME=self.folder, LC_ALL="C.UTF-8", SPARK_LOCAL_IP=ADDRESS, KUBECONFIG=self._kubelet.kubeconfig_of(pod)
+        )
         for entry in container.get("env", []):
             field = entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
             value = entry.get("value") or {"status.podIP": ADDRESS, "metadata.name": self.name}.get(field, "")
@@ -276,7 +324,13 @@ class Pod:
         log = os.path.join(self.folder, container["name"] + ".log")
         with open(log, "wb") as file:
             process = subprocess.Popen(
-                command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                command,
+                cwd=work,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
         self.containers[container["name"]] = Container(container["name"], process, log)
 
@@ -295,17 +349,28 @@ def entry_point(arguments, environment, server):
         confs = [word for name, value in said.items() for word in ("--conf", name + "=" + value)]
         return [os.path.join(home, "bin", "spark-submit")] + confs + ["--deploy-mode", "client"] + arguments[1:]
     if arguments[:1] == ["executor"]:
-        names = sorted((name for name in environment if name.startswith("SPARK_JAVA_OPT_")), key=lambda name: int(name.rsplit("_", 1)[1]))
+        names = sorted(
+            (name for name in environment if name.startswith("SPARK_JAVA_OPT_")),
+            key=lambda name: int(name.rsplit("_", 1)[1]),
+        )
         memory = environment["SPARK_EXECUTOR_MEMORY"]
         java = os.path.join(environment["JAVA_HOME"], "bin", "java") if environment.get("JAVA_HOME") else "java"
-        path = [os.path.join(home, "jars", "*")] + [environment[name] for name in ("HADOOP_CONF_DIR",) if name in environment]
+        path = [os.path.join(home, "jars", "*")] + [
+            environment[name] for name in ("HADOOP_CONF_DIR",) if name in environment
+        ]
         said = {
-            "--driver-url": "SPARK_DRIVER_URL", "--executor-id": "SPARK_EXECUTOR_ID", "--cores": "SPARK_EXECUTOR_CORES",
-            "--app-id": "SPARK_APPLICATION_ID", "--hostname": "SPARK_EXECUTOR_POD_IP",
-            "--resourceProfileId": "SPARK_RESOURCE_PROFILE_ID", "--podName": "SPARK_EXECUTOR_POD_NAME",
+            "--driver-url": "SPARK_DRIVER_URL",
+            "--executor-id": "SPARK_EXECUTOR_ID",
+            "--cores": "SPARK_EXECUTOR_CORES",
+            "--app-id": "SPARK_APPLICATION_ID",
+            "--hostname": "SPARK_EXECUTOR_POD_IP",
+            "--resourceProfileId": "SPARK_RESOURCE_PROFILE_ID",
+            "--podName": "SPARK_EXECUTOR_POD_NAME",
         }
         return (
-            [java] + [environment[name] for name in names] + ["-Xms" + memory, "-Xmx" + memory, "-cp", ":".join(path)]
+            [java]
+            + [environment[name] for name in names]
+            + ["-Xms" + memory, "-Xmx" + memory, "-cp", ":".join(path)]
             + ["org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend"]
             + [word for flag, name in said.items() for word in (flag, environment[name])]
         )
@@ -327,7 +392,11 @@ class Kubelet:
         """What lets a pod's processes into the API server, with the rights of its service account."""
         account = pod["spec"].get("serviceAccountName", "default")
         if account not in self._kubeconfigs:
-            asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
+            asked = {
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {"expirationSeconds": 7200},
+            }
             token = self.server.ask("POST", "{}/serviceaccounts/{}/token".format(self.namespace, account), asked)
             path = os.path.join(self.folder, "kubeconfig-" + account)
             with open(path, "w") as file:
@@ -365,9 +434,12 @@ class Kubelet:
 def kubeconfig(server, token):
     cluster = {"server": server.url, "certificate-authority": os.path.join(server.folder, "apiserver.crt")}
     return {
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": {"token": token}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "users": [{"name": "u", "user": {"token": token}}],
     }
 
 
@@ -408,7 +480,7 @@ def main():
     namespace, folder = sys.argv[1:]
     with open(os.environ["KUBERNETES_TOKEN"]) as file:
         token = file.read().strip().split(": ", 1)[1]
-    server = Server(os.environ["KUBERNETES_MASTER"][len("k8s://"):], token, os.environ["KUBERNETES_FOLDER"])
+    server = Server(os.environ["KUBERNETES_MASTER"][len("k8s://") :], token, os.environ["KUBERNETES_FOLDER"])
     kubelet = Kubelet(server, namespace, folder)
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -476,6 +476,13 @@ async fn why_a_driver_in_a_pod_has_no_place_or_came_to_its_end_is_told_with_what
             FailureClass::Killed,
             "The node was low on resource: memory.",
         ),
+        (
+            "preempted",
+            "moved",
+            json!({"run": 600, "lingers": 5}),
+            FailureClass::Killed,
+            "(preemption): PreemptionByScheduler: ",
+        ),
         ("process", "silent", json!({"silent": 9}), FailureClass::Model, "left no report"),
         ("process", "refused", json!({"launch": 3}), FailureClass::Submit, "there is no pod of the job"),
         // The driver is over, and what runs beside it goes on.
@@ -498,6 +505,11 @@ async fn why_a_driver_in_a_pod_has_no_place_or_came_to_its_end_is_told_with_what
         }
         match id {
             "no-room" => assert!(failure.message.contains("whose driver asks for 512m of memory and 1 core")),
+            "moved" => {
+                // Its log was fetched before it went with the pod.
+                let tail = failure.log_tail.unwrap();
+                assert!(tail.contains("the fake driver begins"), "{tail}");
+            }
             "silent" => {
                 assert_eq!(failure.exit_code, Some(9));
                 let tail = failure.log_tail.unwrap();

@@ -9,12 +9,14 @@ in the real HDFS.
 What is to happen says the model's source as it does there, and besides:
   between   how long the launcher takes between the pod and the config map, in seconds
   twice     the launcher makes the pod once more in the end, and fails when it is there already
+  lingers   how long the driver takes to end once it is asked to, in seconds
   sidecar   the pod has another container, which runs for as many seconds
 """
 
 import base64
 import json
 import os
+import signal
 import ssl
 import sys
 import time
@@ -65,7 +67,7 @@ def launch(arguments):
         settings = json.loads(opened.read("model_cluster.json"))
         source = opened.read("work/model_source_code.py").decode()
     lines = [line for line in source.splitlines() if line.startswith("# fake: ")]
-    told = json.loads(lines[0][len("# fake: "):]) if lines else {}
+    told = json.loads(lines[0][len("# fake: ") :]) if lines else {}
     note(told, "launch", settings["ticket"])
     if "launch" in told:
         print("the fake launcher was told to fail", file=sys.stderr)
@@ -78,17 +80,21 @@ def launch(arguments):
     told.update(settings, hdfs=property_of(folder, "dfs.namenode.http-address"), user=user)
     handed = base64.b64encode(json.dumps(told).encode()).decode()
     prefix = "spark.kubernetes.driver.label."
-    labels = {key[len(prefix):]: value for key, value in confs.items() if key.startswith(prefix)}
+    labels = {key[len(prefix) :]: value for key, value in confs.items() if key.startswith(prefix)}
     image = confs["spark.kubernetes.container.image"]
     driver = {
-        "name": DRIVER, "image": image, "command": [sys.executable, os.path.abspath(__file__), "--driver", settings["ticket"], handed],
+        "name": DRIVER,
+        "image": image,
+        "command": [sys.executable, os.path.abspath(__file__), "--driver", settings["ticket"], handed],
         "volumeMounts": [{"name": "conf", "mountPath": "/opt/spark/conf"}],
     }
     containers = [driver]
     if "sidecar" in told:
         containers.insert(0, {"name": "proxy", "image": image, "command": ["sleep", str(told["sidecar"])]})
     spec = {
-        "restartPolicy": "Never", "containers": containers, "terminationGracePeriodSeconds": 30,
+        "restartPolicy": "Never",
+        "containers": containers,
+        "terminationGracePeriodSeconds": 30,
         "serviceAccountName": confs["spark.kubernetes.authenticate.driver.serviceAccountName"],
         "volumes": [{"name": "conf", "configMap": {"name": "conf-" + settings["ticket"]}}],
     }
@@ -99,7 +105,9 @@ def launch(arguments):
     time.sleep(told.get("between", 0))
     owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": made["metadata"]["uid"], "controller": True}
     config_map = {
-        "apiVersion": "v1", "kind": "ConfigMap", "data": {"spark.properties": ""},
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "data": {"spark.properties": ""},
         "metadata": {"name": "conf-" + settings["ticket"], "ownerReferences": [owner]},
     }
     server.make(namespace, "configmaps", config_map)
@@ -112,6 +120,9 @@ def launch(arguments):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--driver"]:
+        print("the fake driver begins", file=sys.stderr, flush=True)
+        lingers = json.loads(base64.b64decode(sys.argv[3])).get("lingers", 0)
+        signal.signal(signal.SIGTERM, lambda *_: (time.sleep(lingers), os._exit(143)))
         drive(sys.argv[2], sys.argv[3])
     else:
         launch(sys.argv[1:])

@@ -645,6 +645,14 @@ impl PodApplication {
             }
             want @ (Want::End | Want::EndNow) => return self.bring_to_end(want).await,
         }
+        if let Some(known) =
+            self.known.clone().filter(|known| known.is_deleted && known.state == State::Running)
+            && !self.is_gone
+            && self.logged.is_none()
+        {
+            // Somebody else ends it, and its log goes with it.
+            self.logged = Some(self.fetch_log(&known, LOG_BEFORE_END).await);
+        }
         if let Some(known) = &self.known {
             if !self.is_accepted {
                 self.is_accepted = true;
