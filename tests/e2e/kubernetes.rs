@@ -112,17 +112,22 @@ async fn a_job_on_kubernetes_finds_its_files_in_its_pod_and_its_results_come_bac
     let part = written.iter().find(|name| name.starts_with("part-")).unwrap_or_else(|| panic!("{written:?}"));
     assert_eq!(cluster.hdfs_read(&format!("{folder}/out/{part}")).unwrap(), b"87\n");
 
-    let raising = "def score(inputs, outputs, attachments):\n    print('hello from the driver')\n    raise ValueError('no such rule')\n";
+    let raising = "import time\ndef score(inputs, outputs, attachments):\n    print('hello from the driver')\n    time.sleep(20)\n    raise ValueError('no such rule')\n";
     place.publish("raising", in_pods(&kubernetes, "raising", raising).to_string()).await;
+    place.heard("raising", &[EventKind::Running, EventKind::Failed]).await;
+    // Its worker dies, and the next one follows its pod.
+    worker.signal(Signal::SIGKILL);
+    let second = parts.worker(&place.vhost.uri(), &borrowed(&settings));
     let end = place.end_of("raising").await;
+    assert_eq!(end.data.attempt, 2);
     let failure = end.data.failure.unwrap();
     assert_eq!(
         (failure.class, failure.message.as_str()),
         (FailureClass::Model, "the model raised ValueError: no such rule"),
         "{}",
-        worker.log()
+        second.log()
     );
-    assert_eq!(failure.exception.unwrap().frame.unwrap().line, 3);
+    assert_eq!(failure.exception.unwrap().frame.unwrap().line, 5);
     // The log of its container, through the API server.
     let tail = failure.log_tail.unwrap();
     assert!(tail.contains("ValueError: no such rule"), "{tail}");

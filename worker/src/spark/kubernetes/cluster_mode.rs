@@ -654,7 +654,9 @@ impl PodApplication {
             self.logged = Some(self.fetch_log(&known, LOG_BEFORE_END).await);
         }
         if let Some(known) = &self.known {
-            if !self.is_accepted {
+            // As long as spark-submit makes what the pod needs it is still being submitted.
+            let is_made = self.launcher.is_none() || !matches!(known.state, State::Waiting(_));
+            if !self.is_accepted && is_made {
                 self.is_accepted = true;
                 return Some(Change::Accepted(self.place()));
             }
