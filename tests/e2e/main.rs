@@ -16,6 +16,7 @@ mod faults;
 mod hdfs;
 mod hostile;
 mod identity;
+mod kerberos;
 mod kubernetes;
 mod life;
 mod ownership;

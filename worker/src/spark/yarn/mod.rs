@@ -19,6 +19,7 @@ pub mod configuration;
 pub mod end;
 pub mod find;
 pub mod follow;
+pub mod login;
 pub mod logs;
 mod reason;
 pub mod resource_manager;

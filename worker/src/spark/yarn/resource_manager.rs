@@ -8,13 +8,16 @@
 //!
 //! This module must not know Spark, nor what becomes of a job.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use super::login::{Kerberos, Login};
 
 /// How long one ResourceManager may take to answer.
 const REQUEST: Duration = Duration::from_secs(20);
@@ -25,6 +28,8 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const LONGEST_QUERY: usize = 6000;
 /// The longest tag that YARN takes, in characters (`YarnConfiguration.APPLICATION_MAX_TAG_LENGTH`).
 const LONGEST_TAG: usize = 100;
+/// How a server says that it wants a login by Kerberos, and how it is given.
+const NEGOTIATE: &str = "Negotiate";
 /// The longest part of an answer that an error shows, in characters.
 const LONGEST_WORDS: usize = 300;
 
@@ -385,6 +390,10 @@ pub struct ResourceManager {
     /// The one that answered last.
     active: AtomicUsize,
     user: Option<String>,
+    /// Who we are to one that wants to know it.
+    login: Arc<dyn Login>,
+    /// It has wanted to know it, and is told from then on without being asked first.
+    wants_login: AtomicBool,
 }
 
 impl ResourceManager {
@@ -418,7 +427,20 @@ impl ResourceManager {
             .no_proxy()
             .build()
             .map_err(|error| ResourceManagerError::Client(with_causes(&error)))?;
-        Ok(Self { client, addresses, active: AtomicUsize::new(0), user: user.map(str::to_owned) })
+        Ok(Self {
+            client,
+            addresses,
+            active: AtomicUsize::new(0),
+            user: user.map(str::to_owned),
+            login: Arc::new(Kerberos),
+            wants_login: AtomicBool::new(false),
+        })
+    }
+
+    /// The same, which presents itself by another login.
+    #[must_use]
+    pub fn with_login(self, login: Arc<dyn Login>) -> Self {
+        Self { login, ..self }
     }
 
     /// Every application that carries at least one of `tags`, in whatever state. One question, unless there are more tags
@@ -630,6 +652,47 @@ impl ResourceManager {
         }
     }
 
+    /// Sends a question, once more with a login where one is wanted.
+    async fn send(&self, address: &Url, request: RequestBuilder) -> Result<Response, AskError> {
+        let again = request.try_clone();
+        let request = match self.wants_login.load(Ordering::Relaxed) {
+            // It had one before: what is in the way may pass.
+            true => request.header(AUTHORIZATION, self.login_for(address).await.map_err(AskError::for_now)?),
+            false => request,
+        };
+        let response = request.send().await.map_err(|error| AskError::of(&error))?;
+        let negotiates = || {
+            let wanted = response.headers().get_all(WWW_AUTHENTICATE).iter();
+            wanted.filter_map(|value| value.to_str().ok()).any(|value| value.starts_with(NEGOTIATE))
+        };
+        match again {
+            Some(again)
+                if response.status() == StatusCode::UNAUTHORIZED
+                    && !self.wants_login.load(Ordering::Relaxed)
+                    && negotiates() =>
+            {
+                let login = self.login_for(address).await?;
+                self.wants_login.store(true, Ordering::Relaxed);
+                again.header(AUTHORIZATION, login).send().await.map_err(|error| AskError::of(&error))
+            }
+            _ => Ok(response),
+        }
+    }
+
+    /// What is to be shown to the server at an address.
+    async fn login_for(&self, address: &Url) -> Result<String, AskError> {
+        let (login, host) = (self.login.clone(), address.host_str().unwrap_or_default().to_owned());
+        // It may have to ask others for a ticket.
+        let token = tokio::task::spawn_blocking(move || login.token(&host)).await;
+        match token.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(token) => Ok(format!("{NEGOTIATE} {token}")),
+            Err(reason) => Err(AskError::Refused(format!(
+                "it wants a login by Kerberos, which the worker does not have: {}",
+                one_line(&reason)
+            ))),
+        }
+    }
+
     async fn ask_at(&self, address: &Url, question: &Question<'_>) -> Result<Answer, AskError> {
         let mut url = address.clone();
         url.set_path(&format!("{}/{}", address.path().trim_end_matches('/'), question.path));
@@ -645,7 +708,7 @@ impl ResourceManager {
         if let Some(body) = &question.body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        let response = request.send().await.map_err(|error| AskError::of(&error))?;
+        let response = self.send(address, request).await?;
         let status = response.status();
         if status.is_redirection() {
             let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
@@ -679,7 +742,7 @@ impl ResourceManager {
             (StatusCode::UNAUTHORIZED, refusal) => Err(AskError::Refused(match refusal {
                 Some(refusal) => one_line(&refusal.message),
                 None => {
-                    "it wants a login, which this version does not have for YARN (HTTP status 401)".to_owned()
+                    "it wants a login that is none by Kerberos, which is all that the worker has (HTTP status 401)".to_owned()
                 }
             })),
             (StatusCode::FORBIDDEN, Some(refusal)) => Err(AskError::Refused(one_line(&refusal.message))),
@@ -703,6 +766,13 @@ enum AskError {
 }
 
 impl AskError {
+    /// The same, of something that may go better later.
+    fn for_now(self) -> Self {
+        match self {
+            Self::Away(reason) | Self::Refused(reason) => Self::Away(reason),
+        }
+    }
+
     fn of(error: &reqwest::Error) -> Self {
         if error.is_timeout() {
             return Self::Away(format!("does not answer within {} s", REQUEST.as_secs()));

@@ -249,3 +249,52 @@ async fn how_long_a_driver_has_had_its_place_is_told_by_the_clusters_clock_alone
     }
     assert_eq!(told, [Some(Duration::from_secs(7)), None, None, None]);
 }
+
+/// Shows the host that it is asked for, and as the last of its tokens that there is none.
+#[derive(Debug)]
+struct Tickets(AtomicUsize);
+
+impl Login for Tickets {
+    fn token(&self, host: &str) -> Result<String, String> {
+        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.map(|_| format!("ticket-for-{host}")).map_err(|_| "Ticket expired".to_owned())
+    }
+}
+
+fn unauthorized() -> String {
+    "HTTP/1.1 401 Authentication required\r\nWWW-Authenticate: Negotiate\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_owned()
+}
+
+#[tokio::test]
+async fn one_that_wants_a_login_by_kerberos_is_shown_one_and_from_then_on_without_being_asked() {
+    let cluster = Scripted::start(vec![unauthorized(), listing(&[WAITING])]).await;
+    let client = client(&[&cluster]).with_login(Arc::new(Tickets(2.into())));
+    for _ in 0..2 {
+        assert_eq!(client.tagged(&[TAG]).await.unwrap().len(), 1);
+    }
+    let shown: Vec<bool> = cluster
+        .asked
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|asked| asked.contains("authorization: Negotiate ticket-for-127.0.0.1"))
+        .collect();
+    assert_eq!(shown, [false, true, true]);
+    // What was there before may come back.
+    let error = client.tagged(&[TAG]).await.unwrap_err();
+    assert!(
+        matches!(error, ResourceManagerError::Away(_)) && error.to_string().contains("Ticket expired"),
+        "{error}"
+    );
+    // What never was there is told at once.
+    let cluster = Scripted::start(vec![unauthorized()]).await;
+    let error =
+        self::client(&[&cluster]).with_login(Arc::new(Tickets(0.into()))).tagged(&[TAG]).await.unwrap_err();
+    assert!(matches!(error, ResourceManagerError::Refused { .. }), "{error:?}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("it wants a login by Kerberos, which the worker does not have: Ticket expired"),
+        "{error}"
+    );
+}
