@@ -720,6 +720,105 @@ async fn a_driver_whose_node_is_lost_is_told_and_yarn_does_not_start_it_anew() {
     assert_eq!(scene.count("lost", "start"), 1);
 }
 
+/// A cluster of one test whose scheduler takes places back, with the ResourceManager that does so.
+struct Preempting {
+    cluster: Cluster,
+    manager: Option<std::process::Child>,
+    _place: tempfile::TempDir,
+}
+
+impl Drop for Preempting {
+    fn drop(&mut self) {
+        if let Some(manager) = &mut self.manager {
+            let _ = manager.kill();
+            let _ = manager.wait();
+        }
+        self.cluster.remove();
+    }
+}
+
+impl Preempting {
+    /// Starts it. Blocks.
+    fn start() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let cluster = Cluster::at(place.path().canonicalize().unwrap().join("cluster"));
+        let mut own = Self { cluster, manager: None, _place: place };
+        own.cluster.up(&PARTS);
+        let folder = PathBuf::from(own.cluster.setting("HADOOP_CONF_DIR"));
+        let write = |file: &str, properties: &[(&str, &str)]| {
+            let path = folder.join(file);
+            // What stands last in a file counts.
+            let text = std::fs::read_to_string(&path).unwrap();
+            let more: String = properties
+                .iter()
+                .map(|(name, value)| {
+                    format!("<property><name>{name}</name><value>{value}</value></property>")
+                })
+                .collect();
+            std::fs::write(&path, text.replace("</configuration>", &format!("{more}</configuration>")))
+                .unwrap();
+        };
+        let queue = "yarn.scheduler.capacity";
+        write(
+            "capacity-scheduler.xml",
+            &[
+                (&format!("{queue}.maximum-am-resource-percent"), "1"),
+                (&format!("{queue}.root.queues"), "default,urgent"),
+                (&format!("{queue}.root.default.capacity"), "50"),
+                (&format!("{queue}.root.urgent.capacity"), "50"),
+                (&format!("{queue}.root.default.user-limit-factor"), "10"),
+                (&format!("{queue}.root.urgent.user-limit-factor"), "10"),
+            ],
+        );
+        let preemption = "yarn.resourcemanager.monitor.capacity.preemption";
+        write(
+            "yarn-site.xml",
+            &[
+                ("yarn.resourcemanager.scheduler.monitor.enable", "true"),
+                (&format!("{preemption}.monitoring_interval"), "500"),
+                (&format!("{preemption}.max_wait_before_kill"), "1000"),
+                (&format!("{preemption}.total_preemption_per_round"), "1.0"),
+                (&format!("{preemption}.natural_termination_factor"), "1.0"),
+                (&format!("{preemption}.max_ignored_over_capacity"), "0.0"),
+            ],
+        );
+        // In the place of the one that knows nothing of this.
+        let manager = own.cluster.pid(Daemon::ResourceManager);
+        let line = std::fs::read(format!("/proc/{manager}/cmdline")).unwrap();
+        let words: Vec<String> = String::from_utf8(line).unwrap().split('\0').map(str::to_owned).collect();
+        own.cluster.signal(Daemon::ResourceManager, Signal::SIGKILL);
+        let log = std::fs::File::create(own.cluster.directory().join("log/preempting.log")).unwrap();
+        let mut command = std::process::Command::new(&words[0]);
+        command.args(words[1..].iter().filter(|word| !word.is_empty())).current_dir(own.cluster.directory());
+        command.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        own.manager = Some(command.spawn().unwrap());
+        own
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_whose_place_is_taken_for_another_queue_is_told_so_and_tried_again() {
+    let own = tokio::task::block_in_place(Preempting::start);
+    // Of this test alone, and so as long as it is needed.
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::at(own.cluster.directory().to_owned())));
+    tokio::task::block_in_place(|| cluster.attach());
+    let mut scene = Scene::on(cluster, &["retry.max_attempts=2"]).await;
+    let worker = scene.worker();
+    scene.publish("large", json!({"memory": 3072, "run": 600})).await;
+    scene.has_come_to("large", "start").await;
+    scene.publish("urgent", json!({"memory": 2048, "queue": "urgent", "run": 3})).await;
+    let retrying = scene.place.heard("large", &[EventKind::Retrying, EventKind::Failed]).await;
+    let failure = retrying.data.failure.clone().unwrap_or_else(|| panic!("{retrying:#?}"));
+    println!("{}", failure.message);
+    assert_eq!(failure.class, FailureClass::Killed, "{failure:#?}\n{}", worker.log());
+    assert!(failure.message.contains("for something else (preemption)"), "{}", failure.message);
+    let end = scene.place.end_of("urgent").await;
+    assert_eq!(end.data.failure.unwrap().class, FailureClass::Model);
+    // Then there is room for the large one again.
+    until("another start", async || (scene.count("large", "start") == 2).then_some(())).await;
+    scene.assert_one_at_a_time("large");
+}
+
 /// How many jobs and kills the storm has: some, or what `SPARK_RUNTIME_TEST_STORM` says, as `100,30`.
 fn storm_size() -> (usize, usize) {
     let said = std::env::var("SPARK_RUNTIME_TEST_STORM").ok();

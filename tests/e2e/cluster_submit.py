@@ -9,6 +9,7 @@ The model's source says what happens, in a line `# fake: {...}` with these keys,
   journal   a file to which launcher and driver append a line for each step, with the application and the moment
   before    how long the launcher takes until it submits, in seconds; after: how long it goes on then
   gate      a file for which the launcher waits before it submits
+  memory    how many megabytes it asks for; queue: in which queue
   launch    the launcher's exit code, without submitting anything
   run       how long the driver runs, in seconds
   until     a file for which it waits besides
@@ -83,7 +84,8 @@ def launch(arguments):
         "application-type": "SPARK",
         "max-app-attempts": 1,
         "application-tags": {"tag": tags},
-        "resource": {"memory": 256, "vCores": 1},
+        "resource": {"memory": told.get("memory", 256), "vCores": 1},
+        "queue": told.get("queue", "default"),
         "am-container-spec": {
             "commands": {
                 "command": "exec {} {} --driver {} {} 2><LOG_DIR>/stderr".format(

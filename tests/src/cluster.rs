@@ -154,12 +154,23 @@ impl Cluster {
         let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let started = self.command("up", parts);
         assert!(started.status.success(), "no cluster: {}", String::from_utf8_lossy(&started.stderr));
+        *settings = self.environment();
+    }
+
+    /// Learns of one that somebody else has started in this folder.
+    ///
+    /// # Panics
+    /// When nobody has.
+    pub fn attach(&self) {
+        let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        *settings = self.environment();
+    }
+
+    /// What `cluster.env` says.
+    fn environment(&self) -> HashMap<String, String> {
         let text = std::fs::read_to_string(self.directory.join("cluster.env")).unwrap();
-        *settings = text
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .map(|(key, value)| (key.into(), value.into()))
-            .collect();
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        pairs.map(|(key, value)| (key.into(), value.into())).collect()
     }
 
     /// Calls `deploy/cluster` about some parts, or all when none is given.
