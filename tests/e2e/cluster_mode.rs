@@ -562,22 +562,24 @@ async fn a_resource_manager_that_is_killed_and_comes_back_costs_no_job_its_one_r
     real.publish("real", in_cluster(cluster, "real", &source).to_string()).await;
     let counted = scene.folder.path().join("counted");
     until(&format!("the first step:\n{}", real_worker.log()), async || counted.exists().then_some(())).await;
-    // Each of the others is in another phase when the ResourceManager dies.
-    scene.publish("running", json!({"run": 12})).await;
+    // Each of the others is in another phase when the ResourceManager dies. Their drivers, of which YARN hears nothing, go on
+    // until it is back, however long that takes.
+    let gate = scene.folder.path().join("gate");
+    scene.publish("running", json!({"until": gate})).await;
     scene.has_come_to("running", "start").await;
-    scene.publish("submitted", json!({"after": 15, "run": 5})).await;
+    scene.publish("submitted", json!({"after": 15, "until": gate})).await;
     scene.has_come_to("submitted", "submitted").await;
-    scene.publish("start", json!({"run": 6})).await;
+    scene.publish("start", json!({"until": gate})).await;
     // This launcher submits by REST, which the ResourceManager takes before it has read what there was, and then it does not
     // start: its own programs cannot do that. So it waits until it is there.
-    let gate = scene.folder.path().join("gate");
     scene.publish("launch", json!({"gate": gate, "run": 2})).await;
     scene.has_come_to("start", "start").await;
     scene.has_come_to("launch", "launch").await;
     cluster.signal(Daemon::ResourceManager, Signal::SIGKILL);
+    // The model of the real one comes to its end while nobody can be told.
+    std::fs::write(scene.folder.path().join("go-on"), "").unwrap();
     tokio::task::block_in_place(|| cluster.up(&PARTS));
     std::fs::write(gate, "").unwrap();
-    std::fs::write(scene.folder.path().join("go-on"), "").unwrap();
     for id in ["running", "submitted", "start", "launch"] {
         let end = scene.place.end_of(id).await;
         let failure = end.data.failure.clone().unwrap_or_else(|| panic!("{end:#?}"));
