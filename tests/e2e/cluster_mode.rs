@@ -707,7 +707,8 @@ async fn a_driver_whose_node_is_lost_is_told_and_yarn_does_not_start_it_anew() {
     let (cluster, _alone) = Cluster::alone(&PARTS).await;
     let mut scene = Scene::on(cluster, &["retry.max_attempts=1"]).await;
     let worker = scene.worker();
-    scene.publish("lost", json!({"run": 30})).await;
+    // Its driver goes on, as on a node that only its cluster cannot reach: what it said would count.
+    scene.publish("lost", json!({"run": 600})).await;
     scene.has_come_to("lost", "start").await;
     let application = scene.steps("lost").pop().unwrap().1;
     cluster.signal(Daemon::NodeManager, Signal::SIGKILL);
