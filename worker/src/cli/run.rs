@@ -61,6 +61,7 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
         job_type: Some(job.job_type()),
         attempt: 1,
         failures: 0,
+        undone: 0,
         digest: Digests::of(&text),
         existing: seen.existing.clone(),
         seen,

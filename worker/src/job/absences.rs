@@ -31,9 +31,11 @@ impl Absences {
     /// Of the job of a claim, in `job.directory`. Touches nothing.
     #[must_use]
     pub fn of(directory: &Path, claim: &Claim) -> Self {
-        // Another body is another job, whatever its id.
+        // Another body is another job, whatever its id; and what was missing before an end that an operator has undone may
+        // have been put there since.
+        let life = claim.undone.to_string();
         let mut hasher = Sha256::new();
-        for part in [claim.job.as_str(), &claim.digest] {
+        for part in [claim.job.as_str(), &claim.digest, &life] {
             hasher.update((part.len() as u64).to_be_bytes());
             hasher.update(part);
         }

@@ -275,6 +275,7 @@ impl Assigner {
             mode,
             attempt: claimed.attempt,
             failures: claimed.failures,
+            undone: claimed.undone,
             existing: claimed.existing.to_vec(),
             ..candidate.claim
         };

@@ -63,6 +63,7 @@ impl Reader {
             job_type: None,
             attempt: 0,
             failures: 0,
+            undone: 0,
             digest: digest.to_string(),
             existing: Vec::new(),
             seen: outputs::Seen::default(),

@@ -100,6 +100,8 @@ pub struct Claim {
     pub attempt: u32,
     /// How many of the earlier attempts failed or were lost.
     pub failures: u32,
+    /// How many of the earlier attempts came before an end that an operator has undone.
+    pub undone: u32,
     /// The digest of its body, for the events.
     pub digest: String,
     /// Which of the job's outputs, by their index, were there before its first attempt.
@@ -555,7 +557,7 @@ async fn look(
 
 /// Makes the places of the outputs what they were before the first attempt; gives what is to be told about them.
 async fn clear_outputs(context: &Context, claim: &Claim, job: &Job) -> Result<Vec<String>, End> {
-    let mut notes = outputs::notes(context, claim, job);
+    let mut notes = outputs::notes(context, claim, job).await;
     notes.extend(outputs::remove_leftovers(context, claim, job).await?);
     outputs::note_absences(context, claim, job).await;
     Ok(notes)

@@ -177,8 +177,12 @@ pub fn refusals(context: &Context, claim: &Claim, job: &Job) -> Vec<Fault> {
 
 /// What is to be told about outputs that were there before: each as a sentence.
 #[must_use]
-pub fn notes(context: &Context, claim: &Claim, job: &Job) -> Vec<String> {
-    let told = taken(context, claim, job).map(|(Output { spot, .. }, hidden)| match hidden {
+pub async fn notes(context: &Context, claim: &Claim, job: &Job) -> Vec<String> {
+    let missing_here = missing_here(context, claim).await;
+    // The claim may have been made on another machine.
+    let taken = taken(context, claim, job)
+        .filter(|(output, _)| !(output.spot.is_local() && missing_here.contains(&output.index)));
+    let told = taken.map(|(Output { spot, .. }, hidden)| match hidden {
         None => format!("the output {} was there before; the model may overwrite it", spot.url()),
         Some(reason) => format!(
             "the output {} is hidden from the worker and taken for one that was there before; the model may overwrite it: \
@@ -277,8 +281,8 @@ async fn remove(
     let mut told = Vec::new();
     let existing = known.existing;
     let is_ours = |output: &Output| {
-        let is_known = output.spot.is_local() || existing.contains(&LOOKED_ELSEWHERE);
-        is_known && !existing.contains(&output.index)
+        // Of what is local the claim says nothing: it may have been made on another machine.
+        output.spot.is_local() || existing.contains(&LOOKED_ELSEWHERE) && !existing.contains(&output.index)
     };
     let (outputs, _) = outputs(storage, job, file_system);
     let outputs: Vec<Output> = outputs.into_iter().filter(is_ours).collect();
@@ -298,6 +302,10 @@ async fn remove(
             Err(error) => return Err(unremovable(error)),
         }
         if spot.is_local() && !known.missing_here.contains(&index) {
+            if existing.contains(&index) {
+                // That is told already.
+                continue;
+            }
             told.push(format!(
                 "{} is left as it is, since this machine does not know that an earlier attempt of the job left it; the model may \
                  overwrite it",
@@ -387,7 +395,9 @@ mod tests {
     }
 
     async fn removed(job: &Job, existing: &[u16]) -> Vec<String> {
-        let known = Known { existing, missing_here: (0..9).collect() };
+        // The claim was made on this machine.
+        let missing_here = (0..9).filter(|index| !existing.contains(index)).collect();
+        let known = Known { existing, missing_here };
         remove(&Storage::default(), job, None, &known, &|| true).await.unwrap()
     }
 
@@ -462,11 +472,16 @@ mod tests {
             std::fs::write(file, "x").unwrap();
         }
         let job = job(&[&ours.display().to_string(), &other.display().to_string()], &[]);
-        // The first attempt was on another machine, on which neither was there.
-        let known = Known { existing: &[], missing_here: vec![0] };
-        let told = remove(&Storage::default(), &job, None, &known, &|| true).await.unwrap();
-        assert!(!ours.exists() && other.exists());
-        assert!(told[1].contains("is left as it is, since this machine does not know"), "{told:?}");
+        // The first attempt was on another machine, on which neither was there, or both were.
+        for existing in [&[][..], &[0, 1]] {
+            std::fs::write(&ours, "x").unwrap();
+            let known = Known { existing, missing_here: vec![0] };
+            let told = remove(&Storage::default(), &job, None, &known, &|| true).await.unwrap();
+            assert!(!ours.exists() && other.exists());
+            let unknown =
+                told.iter().filter(|told| told.contains("since this machine does not know")).count();
+            assert_eq!(unknown, usize::from(existing.is_empty()), "{told:?}");
+        }
     }
 
     #[tokio::test]

@@ -71,6 +71,8 @@ pub struct Open {
     pub attempts: u32,
     /// How many of the attempts failed or were lost.
     pub failures: u32,
+    /// How many of the attempts came before the end that an operator has undone last.
+    pub undone: u32,
     /// Somebody wants it to end.
     pub cancelled: bool,
     /// Which of its outputs, by their index, were there before its first attempt: what its first claim said whose worker
@@ -177,6 +179,8 @@ pub struct Claimed {
     pub attempt: u32,
     /// How many earlier attempts failed or were lost.
     pub failures: u32,
+    /// How many earlier attempts came before the end that an operator has undone last: they are another life of the job.
+    pub undone: u32,
     /// Somebody wants the job to end.
     pub cancelled: bool,
     /// Which of the job's outputs, by their index, were there before its first attempt.
@@ -305,7 +309,8 @@ impl Fold {
                 if settled.claim == claim && settled.digest == digest =>
             {
                 self.settled.remove(&job);
-                (Open { attempts: settled.attempt(), ..Open::default() }, None)
+                let undone = settled.attempt();
+                (Open { attempts: undone, undone, ..Open::default() }, None)
             }
             (standing, _) => return Effect::Refused(standing),
         };
@@ -407,6 +412,7 @@ impl Open {
             claim: owner.claim,
             attempt: self.attempts,
             failures: self.failures,
+            undone: self.undone,
             cancelled: self.cancelled,
             existing: self.existing.clone(),
             superseded,
@@ -670,7 +676,7 @@ mod tests {
         log.settle(1, claim);
         log.refused(1, Terms::Reopens { claim: Position::new(99, 0) });
         let again = log.claimed(1, Terms::Reopens { claim });
-        assert_eq!((again.attempt, again.failures, &*again.existing), (2, 0, &[2][..]));
+        assert_eq!((again.attempt, again.failures, again.undone, &*again.existing), (2, 0, 1, &[2][..]));
         log.settle(1, again.claim);
         log.refused(1, Terms::Reopens { claim });
     }
