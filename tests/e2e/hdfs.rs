@@ -10,6 +10,7 @@ use spark_runtime_tests::jobs::{self, assets};
 use spark_runtime_tests::program::{Worker, hangs};
 
 use crate::attachments::{end_of, external, job, packed, said};
+use crate::spark::{Parts, spark_job};
 use crate::training::{DELAYS, RETRY, training};
 
 /// Ends a job as somebody who is not HDFS' superuser.
@@ -443,4 +444,29 @@ async fn while_nobody_can_tell_what_is_there_nothing_is_run_and_the_next_claim_t
     assert_eq!(cluster.hdfs_list(&folder), ["old"]);
     assert_eq!(cluster.hdfs_read(&format!("{folder}/old/part-0")).unwrap(), b"mine");
     second.nothing_left().await;
+}
+
+#[tokio::test]
+async fn what_keeps_a_models_own_writes_from_hdfs_is_told_with_the_words_of_hdfs() {
+    let parts = Parts::take().await;
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs]).await;
+    let folder = format!("/own-{}", uuid::Uuid::new_v4().simple());
+    cluster.hdfs("PUT", &format!("{folder}/small"), "MKDIRS");
+    cluster.hdfs("PUT", &format!("{folder}/small"), "SETQUOTA&storagespacequota=1");
+    let mut place = Vhost::ready(&DELAYS).await;
+    let configuration = format!("spark.environment.HADOOP_CONF_DIR={}", cluster.setting("HADOOP_CONF_DIR"));
+    let _worker = parts.worker(&place.vhost.uri(), &[&configuration]);
+    let source = "from pyspark.sql import SparkSession\ndef score(inputs, outputs, attachments):\n    \
+                  SparkSession.builder.getOrCreate().range(9).coalesce(1).write.csv(outputs[0]['fileUrl'])\n";
+    let mut job = spark_job("quota", source);
+    job["outputData"] = json!([
+        {"name": "o", "assetType": "EXTERNAL_FILE", "fileUrl": format!("{folder}/small/out")},
+    ]);
+    place.publish("quota", job.to_string()).await;
+    let failure = place.end_of("quota").await.data.failure.unwrap();
+    println!("{}", failure.message);
+    // What the model raised is the model's: it may write elsewhere, or less.
+    assert_eq!(failure.class, FailureClass::Model, "{failure:#?}");
+    let words = format!("The DiskSpace quota of {folder}/small is exceeded");
+    assert!(failure.message.contains(&words), "{}", failure.message);
 }
