@@ -402,6 +402,17 @@ class Bench(ClusterMeasurements, RecordMeasurements):
             process.stop()
 
     @contextlib.contextmanager
+    def broker_alone(self):
+        """What passes a job's messages as a worker has to, and does nothing else."""
+        process = Process([self.options.alone, self.broker.uri, PARALLEL], dict(os.environ), self.folder / "alone.log")
+        try:
+            self.broker.wait_for_consumers("spark.jobs", PARALLEL, process)
+            yield
+            process.must_run()
+        finally:
+            process.stop()
+
+    @contextlib.contextmanager
     def celery(self):
         environment = {**os.environ, "AMQP_URI": self.broker.uri}
         arguments = [sys.executable, "-m", "celery", "--app", "celery_app", "worker", "--pool", "prefork"]
@@ -489,10 +500,25 @@ class Bench(ClusterMeasurements, RecordMeasurements):
                 alone.append([statistics.median(system.one_by_one(options.jobs // 10)) * 1000 for system in systems])
             for part in (*systems, *listeners):
                 part.close()
+        # No worker can be faster than this on the same broker.
+        with self.broker_alone(), self.celery():
+            listeners = [Listener(self.broker, "spark.results"), Listener(self.broker)]
+            systems = [Ours(self.broker, listeners[0], lambda: fake_job("complete")), CelerySystem(self.broker, listeners[1])]
+            for system in systems:
+                system.round(50)
+            bare_rates, bare_alone = [], []
+            for _ in range(options.rounds):
+                bare_rates.append([system.round(options.jobs)[0] for system in systems])
+                bare_alone.append([statistics.median(system.one_by_one(options.jobs // 10)) * 1000 for system in systems])
+            for part in (*systems, *listeners):
+                part.close()
         workers = f"{options.rounds} x {options.jobs} jobs"
         self.versus_celery(f"jobs/s, {workers}", rates, "/s", lambda ratio: ratio >= 1, ">= 1.0 x")
         self.versus_celery(f"p50 publish to end, {workers}", bursts, "ms", lambda ratio: ratio <= 1, "<= 1.0 x")
         self.versus_celery("p50 publish to end, one job at a time", alone, "ms", lambda ratio: ratio <= 1, "<= 1.0 x")
+
+        self.versus_celery(f"the broker's part alone: jobs/s, {workers}", bare_rates, "/s", lambda _: True, "")
+        self.versus_celery("the broker's part alone: p50, one at a time", bare_alone, "ms", lambda _: True, "")
 
     def versus_celery(self, what, pairs, unit, is_kept, bound):
         ours, other = (statistics.median(column) for column in zip(*pairs))
@@ -699,7 +725,7 @@ MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "overhead"
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("program", "fake", "true", "broker", "spark-home", "spark-python", "weed"):
+    for name in ("program", "fake", "true", "alone", "broker", "spark-home", "spark-python", "weed"):
         parser.add_argument(f"--{name}", required=True, type=lambda text: str(Path(text).absolute()))
     parser.add_argument("--only", default=",".join(MEASUREMENTS), help="some of the names above, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="rounds against Celery")
