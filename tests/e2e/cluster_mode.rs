@@ -519,11 +519,16 @@ async fn a_resource_manager_or_a_name_node_that_is_away_changes_nobodys_outcome(
     let end = scene.place.end_of("patient").await;
     assert_eq!(end.data.failure.unwrap().class, FailureClass::Model);
     assert_eq!(scene.count("patient", "start"), 1);
-    // A node manager that takes nothing: the job waits for its place, and not for ever.
-    scene.cluster.signal(Daemon::NodeManager, Signal::SIGSTOP);
-    scene.publish("waiting", json!({"run": 1})).await;
+    // All that the cluster has is wanted, of which somebody has a part: the job waits for its place, and not for ever.
+    let other = scene.cluster.yarn_submit(&[], "sleep 600");
+    until("a place for the other one", async || {
+        let app = scene.cluster.yarn(&format!("/ws/v1/cluster/apps/{other}"));
+        app["app"]["amContainerLogs"].as_str().filter(|logs| !logs.is_empty()).map(|_| ())
+    })
+    .await;
+    scene.publish("waiting", json!({"memory": 4096, "run": 1})).await;
     let end = scene.place.end_of("waiting").await;
-    scene.cluster.signal(Daemon::NodeManager, Signal::SIGCONT);
+    scene.cluster.yarn_kill(&other);
     let failure = end.data.failure.unwrap();
     assert_eq!(failure.class, FailureClass::Pending, "{failure:#?}");
     let words =
