@@ -254,7 +254,11 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
     match cut {
         Some(Cut::Stopped(reason)) => return Verdict::Stopped(reason),
         Some(Cut::RunDeadline) => {
-            return failed(FailureClass::Timeout, limits.ran_too_long(), false);
+            let mut message = limits.ran_too_long();
+            if let Some(what) = waited_for {
+                message.push_str(&format!("; at the end its work waited: {what}"));
+            }
+            return failed(FailureClass::Timeout, message, false);
         }
         Some(Cut::PendingDeadline) => {
             let what = waited_for.unwrap_or_else(|| "its work".to_owned());

@@ -5,7 +5,7 @@
 //!
 //! This module must not know what an end means for the job.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use spark_runtime_protocol::event::{EventKind, Way};
@@ -62,10 +62,7 @@ pub async fn track(
     if let Some(accepted) = submitted.application.accepted() {
         announce_submitted(context, claim, submitted.way, &accepted);
     }
-    let mut deadline = tokio::time::Instant::from_std(clock.launched) + job.submit_timeout;
-    let mut deadline_is = Cut::SubmitDeadline;
-    // Until when its work may wait for executors, while it does.
-    let mut placed_by: Option<tokio::time::Instant> = None;
+    let mut deadlines = Deadlines::of_submitting(clock.launched, job.submit_timeout, job.pending_timeout);
     // Held until the end: another job may have this machine meanwhile.
     let (mut _lent, mut _counted) = (None, None);
     loop {
@@ -73,26 +70,24 @@ pub async fn track(
             // Stops and deadlines first: a driver that never ceases to talk must not keep them from being heard.
             biased;
             reason = stop.stronger(None) => Cut::Stopped(reason),
-            () = tokio::time::sleep_until(deadline) => deadline_is,
-            () = sleep_until(placed_by) => Cut::PendingDeadline,
+            () = sleep_until(deadlines.at) => deadlines.is,
+            () = sleep_until(deadlines.placed_by()) => Cut::PendingDeadline,
             change = submitted.application.changed() => match change {
                 // Each of these is said once; whatever says it again changes nothing.
-                Change::Accepted(accepted) if deadline_is == Cut::SubmitDeadline => {
+                Change::Accepted(accepted) if deadlines.is == Cut::SubmitDeadline => {
                     announce_submitted(context, claim, submitted.way, &accepted);
                     submitted.permit = None;
                     if submitted.application.outlives_worker() {
                         _lent = context.lending.lend();
                         _counted = Some(context.load.follow());
                     }
-                    deadline = tokio::time::Instant::now() + job.pending_timeout;
-                    deadline_is = Cut::PendingDeadline;
+                    deadlines.accepted(Instant::now());
                     continue;
                 }
-                Change::Started if deadline_is != Cut::RunDeadline => {
+                Change::Started if deadlines.is != Cut::RunDeadline => {
                     // However many workers have followed it: it may run for so long in all.
                     let left = job.run_timeout.saturating_sub(submitted.application.has_run_for());
-                    deadline = tokio::time::Instant::now() + left;
-                    deadline_is = Cut::RunDeadline;
+                    deadlines.started(Instant::now(), left);
                     continue;
                 }
                 Change::Running if course.running_since.is_none() => {
@@ -101,11 +96,11 @@ pub async fn track(
                     continue;
                 }
                 Change::Waits => {
-                    placed_by = Some(tokio::time::Instant::now() + job.pending_timeout);
+                    deadlines.waits(Instant::now());
                     continue;
                 }
                 Change::Placed => {
-                    placed_by = None;
+                    deadlines.placed(Instant::now());
                     continue;
                 }
                 Change::InVain => Cut::Forgotten,
@@ -126,9 +121,78 @@ pub async fn track(
     }
 }
 
-async fn sleep_until(moment: Option<tokio::time::Instant>) {
+/// Until when an application may be where it is, and what it is brought to its end for then.
+///
+/// What it waits for executors does not count as its run, up to the pending timeout in all: else its run deadline, which
+/// begins first, would always be the first to pass. Whatever a driver tells, the two together are the most that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Deadlines {
+    /// When `is` is so; never where there is none.
+    at: Option<Instant>,
+    is: Cut,
+    /// How long it may wait for its place, and its work for executors.
+    pending: Duration,
+    /// Since when its work waits for executors.
+    waits_since: Option<Instant>,
+    /// How much more of such waiting does not count as its run.
+    uncounted: Duration,
+}
+
+impl Deadlines {
+    fn of_submitting(launched: Instant, submit: Duration, pending: Duration) -> Self {
+        Self {
+            at: Some(launched + submit),
+            is: Cut::SubmitDeadline,
+            pending,
+            waits_since: None,
+            uncounted: pending,
+        }
+    }
+
+    /// A cluster has it.
+    fn accepted(&mut self, now: Instant) {
+        (self.at, self.is) = (Some(now + self.pending), Cut::PendingDeadline);
+    }
+
+    /// The driver has its place, and may run for `left` more.
+    fn started(&mut self, now: Instant, left: Duration) {
+        let uncounted = if self.waits_since.is_some() { self.uncounted } else { Duration::ZERO };
+        (self.at, self.is) = (Some(now + left + uncounted), Cut::RunDeadline);
+    }
+
+    /// Its work waits for executors. Whatever says it again changes nothing.
+    fn waits(&mut self, now: Instant) {
+        if self.waits_since.is_none() {
+            self.waits_since = Some(now);
+            let uncounted = self.uncounted;
+            self.run_until(|at| at + uncounted);
+        }
+    }
+
+    /// Its work waits no more: what is left of the waiting that does not count is kept for the next time.
+    fn placed(&mut self, now: Instant) {
+        if let Some(since) = self.waits_since.take() {
+            let left = self.uncounted.saturating_sub(now.saturating_duration_since(since));
+            self.run_until(|at| at - left);
+            self.uncounted = left;
+        }
+    }
+
+    /// Until when its work may wait, while it does.
+    fn placed_by(&self) -> Option<Instant> {
+        self.waits_since.map(|since| since + self.pending)
+    }
+
+    fn run_until(&mut self, moved: impl Fn(Instant) -> Instant) {
+        if self.is == Cut::RunDeadline {
+            self.at = self.at.map(moved);
+        }
+    }
+}
+
+async fn sleep_until(moment: Option<Instant>) {
     match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
         None => std::future::pending().await,
     }
 }
@@ -205,5 +269,59 @@ async fn end(context: &Context, application: &mut dyn Application, stop: &mut St
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// One whose driver is there since `start`, with a day each for running and for waiting.
+    fn running(start: Instant) -> Deadlines {
+        let mut deadlines = Deadlines::of_submitting(start, HOUR, 24 * HOUR);
+        deadlines.started(start, 24 * HOUR);
+        deadlines
+    }
+
+    #[test]
+    fn work_that_never_gets_an_executor_ends_by_the_pending_deadline_and_not_by_that_of_its_run() {
+        let start = Instant::now();
+        let mut deadlines = running(start);
+        deadlines.waits(start + HOUR);
+        assert_eq!(deadlines.placed_by(), Some(start + 25 * HOUR));
+        assert!(deadlines.at > deadlines.placed_by(), "{deadlines:?}");
+        // A driver that says it again does not begin anew.
+        deadlines.waits(start + 2 * HOUR);
+        assert_eq!(deadlines.placed_by(), Some(start + 25 * HOUR));
+    }
+
+    #[test]
+    fn waiting_for_executors_does_not_count_as_the_run_up_to_the_pending_timeout_in_all() {
+        let start = Instant::now();
+        let mut deadlines = running(start);
+        deadlines.waits(start + HOUR);
+        deadlines.placed(start + 11 * HOUR);
+        assert_eq!((deadlines.at, deadlines.placed_by()), (Some(start + 34 * HOUR), None));
+        deadlines.waits(start + 12 * HOUR);
+        // Of the second wait only what is left of the day does not count, however long the driver says that it lasts.
+        assert_eq!(deadlines.at, Some(start + 48 * HOUR));
+        deadlines.placed(start + 32 * HOUR);
+        assert_eq!(deadlines.at, Some(start + 48 * HOUR));
+        deadlines.waits(start + 33 * HOUR);
+        deadlines.placed(start + 34 * HOUR);
+        assert_eq!((deadlines.at, deadlines.is), (Some(start + 48 * HOUR), Cut::RunDeadline));
+    }
+
+    #[test]
+    fn whoever_follows_an_application_that_is_there_counts_no_wait_that_nobody_told() {
+        let start = Instant::now();
+        let mut deadlines = Deadlines::of_submitting(start, HOUR, 2 * HOUR);
+        deadlines.accepted(start + HOUR);
+        assert_eq!((deadlines.at, deadlines.is), (Some(start + 3 * HOUR), Cut::PendingDeadline));
+        deadlines.placed(start + HOUR);
+        deadlines.started(start + 2 * HOUR, HOUR);
+        assert_eq!((deadlines.at, deadlines.is), (Some(start + 3 * HOUR), Cut::RunDeadline));
     }
 }
