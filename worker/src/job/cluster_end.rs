@@ -9,11 +9,11 @@ use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::job::Job;
 
 use super::StopReason;
-use super::collect::{Limits, Verdict, how_it_ended, raised};
+use super::collect::{Limits, Verdict, ended_by_hand, how_it_ended, raised};
 use super::submit::plain;
 use super::track::{Cut, Tracked};
 use crate::spark::guard::{Exit, ExitStatus};
-use crate::spark::report::Word;
+use crate::spark::report::{FailureKind, Word};
 use crate::spark::{Cause, ClusterEnd, ClusterVerdict, Outcome};
 
 /// The exit codes of a driver that could do nothing, or report nothing, and of one whose launch counted no more.
@@ -23,9 +23,15 @@ const CALLED_OFF: i32 = 75;
 /// Who ended an application that neither this service nor a job's owner wanted to end.
 #[must_use]
 pub fn ended_by(tracked: &Tracked) -> Option<String> {
-    match &tracked.ending.outcome {
-        Outcome::Cluster(end) if end.verdict == ClusterVerdict::Killed && tracked.cut.is_none() => {
+    if tracked.cut.is_some() {
+        return None;
+    }
+    match (&tracked.ending.outcome, &tracked.ending.report) {
+        (Outcome::Cluster(end), _) if end.verdict == ClusterVerdict::Killed => {
             Some(format!("{} was ended in the cluster{}", end.id, because(&end.reason)))
+        }
+        (_, Some(Word::Failed { kind: FailureKind::Model, exception, .. })) => {
+            ended_by_hand(&exception.message)
         }
         _ => None,
     }
@@ -235,7 +241,7 @@ mod tests {
     use super::*;
     use crate::spark::Ending;
     use crate::spark::guard::LogSize;
-    use crate::spark::report::{AtRecord, FailureKind};
+    use crate::spark::report::AtRecord;
     use serde_json::json;
     use spark_runtime_protocol::event::ModelException;
     use std::time::Duration;

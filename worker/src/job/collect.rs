@@ -37,6 +37,13 @@ const LARGEST_PART: u64 = 4 << 20;
 /// The most reasons for bad records that an event has, and the most characters of each.
 const MOST_REASONS: usize = 20;
 const LONGEST_REASON: usize = 200;
+/// What YARN's client says, in either mode, of an application whose containers the cluster can never give.
+const TOO_LARGE: &str = "above the max threshold (";
+/// What a standalone master tells an application that somebody ended there, and who that may be. It does so for nothing else.
+const KILLED_AT_MASTER: &str = "Master removed our application: KILLED";
+const BY_MASTER: &str = "somebody killed it at the master of the standalone cluster";
+/// How much of the end of a driver's log is searched for who ended its application, in bytes: traces may follow on it.
+const SEARCHED: u64 = 1 << 20;
 /// The end of what is said where only the log says why.
 pub(super) const SEE_LOG: &str = "; see the log";
 /// Where results are kept that no event takes.
@@ -105,7 +112,15 @@ pub async fn collect(
                 Err(error) => super::submit::broken(&format!("reading the outputs was cut short: {error}")),
             }
         }
-        Verdict::Failed { mut failure, may_pass } => {
+        Verdict::Failed { mut failure, mut may_pass } => {
+            if failure.class == FailureClass::Infrastructure && failure.exception.is_some() {
+                let log = staged.directory.join(STANDARD_ERROR);
+                let found = tokio::task::spawn_blocking(move || ended_by_hand_in(&log_tail(&log, SEARCHED)));
+                if let Ok(Some(who)) = found.await {
+                    course.ended_by = Some(who);
+                    return stopped(StopReason::Cancel);
+                }
+            }
             let tail = context.settings.log.tail;
             let directory = staged.directory.clone();
             let found = tokio::task::spawn_blocking(move || log_of(&directory, tail));
@@ -116,6 +131,10 @@ pub async fn collect(
                 && let Some(words) = found.as_ref().and_then(|(tail, _)| launcher_gave_up(tail))
             {
                 failure.message.push_str(&format!(": {words}"));
+                if words.contains(TOO_LARGE) {
+                    failure.message.push_str("; ask for less, or have the limit raised");
+                    may_pass = false;
+                }
             }
             failure.log_tail = found.map(|(tail, _)| tail);
             if context.settings.job.keep != Keep::Never
@@ -322,33 +341,96 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
     failed(FailureClass::Submit, message, true)
 }
 
-/// Why Spark gave an application up, where what it raised in the model says so: that is no fault of the model's. The words
-/// are those of `StandaloneAppClient` and `StandaloneSchedulerBackend`, and of a context that was stopped by its own
-/// scheduler (`SparkContext.stopInNewThread`), which is what a model meets that was about to use it.
-fn given_up(message: &str) -> Option<(FailureClass, &'static str)> {
+/// How a cluster let go of a job's application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum LetGo {
+    /// Somebody there ended it; who, in words.
+    ByHand(String),
+    /// It failed, and not by its model.
+    Failed { class: FailureClass, words: &'static str, may_pass: bool },
+}
+
+/// How a cluster let go of an application, where what Spark raised in the model says so: that is no fault of the model's. The
+/// words are those of `StandaloneAppClient` and `StandaloneSchedulerBackend`, those of YARN's client, or the places in
+/// `YarnClientSchedulerBackend` at which it raises or stops what it finds ended. The last are of a context that was stopped by
+/// its own scheduler (`SparkContext.stopInNewThread`), which is what a model meets that was about to use it.
+fn let_go(message: &str) -> Option<LetGo> {
     use FailureClass::{Infrastructure, Submit};
-    if message.contains("All masters are unresponsive! Giving up.") {
-        return Some((Infrastructure, "no master of the standalone cluster answers"));
+    let says = |words: &str| message.contains(words);
+    let failed = |class, words| Some(LetGo::Failed { class, words, may_pass: true });
+    if says(TOO_LARGE) {
+        return Some(LetGo::Failed {
+            class: Submit,
+            words: "YARN has no container as large as the job asks for; ask for less, or have its limit raised",
+            may_pass: false,
+        });
     }
-    if message.contains("YarnException: Failed to submit application_") {
-        return Some((Submit, "YARN did not take it"));
-    }
-    if message.contains("Yarn application has already ended") {
-        return Some((Submit, "YARN ended it before it could begin"));
-    }
-    if message.contains("Master removed our application") {
-        return Some((
+    if says("All masters are unresponsive! Giving up.") {
+        return failed(
             Infrastructure,
-            "the master removed it, as it does when executors fail again and again",
-        ));
+            "the cluster ended the job's application: no master of the standalone cluster answers",
+        );
+    }
+    if says("YarnException: Failed to submit application_") {
+        return failed(Submit, "the cluster ended the job's application: YARN did not take it");
+    }
+    if says("Yarn application has already ended") || says("YarnClientSchedulerBackend.waitForApplication(") {
+        let by_hand = java_cause(message).filter(|cause| cause.contains(" killed by user"));
+        return match by_hand {
+            Some(cause) => Some(LetGo::ByHand(ended_in_cluster(&cause))),
+            None => {
+                failed(Submit, "the cluster ended the job's application: YARN ended it before it could begin")
+            }
+        };
+    }
+    if says("YarnClientSchedulerBackend$MonitorThread") {
+        return failed(
+            Infrastructure,
+            "the cluster ended the job's application: YARN lost its application master, took its place for something else, or \
+             ended it because its executors failed again and again",
+        );
+    }
+    if says(KILLED_AT_MASTER) {
+        return Some(LetGo::ByHand(ended_in_cluster(BY_MASTER)));
+    }
+    if says("Master removed our application") {
+        return failed(
+            Infrastructure,
+            "the cluster ended the job's application: the master removed it, as it does when executors fail again and again",
+        );
     }
     let (_, after) = message.split_once("Cannot call methods on a stopped SparkContext")?;
     let (_, stopped_at) = after.split_once("it was stopped at:")?;
-    stopped_at.trim_start().starts_with("org.apache.spark.SparkContext$$anon$").then_some((
+    if !stopped_at.trim_start().starts_with("org.apache.spark.SparkContext$$anon$") {
+        return None;
+    }
+    failed(
         Infrastructure,
-        "Spark stopped its own context, as it does when no master of a standalone cluster answers, or when the master \
-         removes the application because its executors fail",
-    ))
+        "the cluster ended the job's application: Spark stopped its own context, as it does when no master of a standalone \
+         cluster answers, or when the master removes the application because its executors fail",
+    )
+}
+
+/// Who in a cluster ended an application, where what Spark raised in the model says so.
+pub(super) fn ended_by_hand(message: &str) -> Option<String> {
+    match let_go(message) {
+        Some(LetGo::ByHand(who)) => Some(who),
+        _ => None,
+    }
+}
+
+/// The same, in the log of a driver whose context Spark stopped: what the model met after that need not say it.
+fn ended_by_hand_in(log: &str) -> Option<String> {
+    if log.contains(KILLED_AT_MASTER) {
+        return Some(ended_in_cluster(BY_MASTER));
+    }
+    let (_, after) = log.split_once("YARN application has exited unexpectedly with state KILLED")?;
+    let said = after.split_once("Diagnostics message: ").map(|(_, words)| first_line(words));
+    Some(ended_in_cluster(said.as_deref().unwrap_or("YARN says that it was killed")))
+}
+
+fn ended_in_cluster(who: &str) -> String {
+    format!("the job's application was ended in the cluster: {who}")
 }
 
 /// What the driver's own word for a failure says.
@@ -369,14 +451,18 @@ pub(super) fn raised(
             Verdict::Rejected(vec![Fault::new(at, message)])
         }
         FailureKind::Model => {
-            if let Some((class, reason)) = given_up(&exception.message) {
-                let mut message = format!("the cluster ended the job's application: {reason}{SEE_LOG}");
+            let let_go = let_go(&exception.message);
+            if let Some(LetGo::ByHand(_)) = let_go {
+                return Verdict::Stopped(StopReason::Cancel);
+            }
+            if let Some(LetGo::Failed { class, words, may_pass }) = let_go {
+                let mut message = format!("{words}{SEE_LOG}");
                 if let Some(cause) = java_cause(&exception.message) {
                     message.push_str(&format!(": {cause}"));
                 }
                 let mut failure = plain(class, message);
                 failure.exception = Some(exception);
-                return Verdict::Failed { failure: Box::new(failure), may_pass: true };
+                return Verdict::Failed { failure: Box::new(failure), may_pass };
             }
             let mut message = format!("the model raised {}", exception.exception_type);
             if let Some(record) = at.record {
@@ -701,45 +787,127 @@ mod tests {
         assert_eq!(launcher_gave_up("Exception in thread \"x\" y"), None);
     }
 
+    /// What comes of a job whose model met an exception with this message, as the driver tells it of one of Java's.
+    fn verdict_of(message: &str) -> Verdict {
+        let exception = ModelException {
+            exception_type: "py4j.protocol.Py4JJavaError".into(),
+            message: message.into(),
+            traceback: None,
+            frame: None,
+        };
+        let at = AtRecord::default();
+        let report = Word::Failed { kind: FailureKind::Model, exception, functions: vec![], at };
+        verdict(ending(Some(report), true, ExitStatus::Code(1)), None)
+    }
+
+    /// The class, whether it is said to be the cluster's doing, and whether another attempt may fare better.
+    fn let_go_of(message: &str) -> (FailureClass, bool, bool) {
+        match verdict_of(message) {
+            Verdict::Failed { failure, may_pass } => {
+                (failure.class, failure.message.contains("the cluster ended the job's application"), may_pass)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn what_spark_raises_when_a_cluster_lets_go_of_a_job_is_no_fault_of_the_models() {
-        let raised = |message: &str| {
-            let exception = ModelException {
-                exception_type: "py4j.protocol.Py4JJavaError".into(),
-                message: message.into(),
-                traceback: None,
-                frame: None,
-            };
-            let at = AtRecord::default();
-            let report = Word::Failed { kind: FailureKind::Model, exception, functions: vec![], at };
-            let (class, message, may_pass) = failure(ending(Some(report), true, ExitStatus::Code(1)), None);
-            (class, message.contains("the cluster ended the job's application"), may_pass)
-        };
         let cluster = (FailureClass::Infrastructure, true, true);
         assert_eq!(
-            raised("x: Job aborted due to stage failure: All masters are unresponsive! Giving up."),
+            let_go_of("x: Job aborted due to stage failure: All masters are unresponsive! Giving up."),
             cluster
         );
         assert_eq!(
-            raised("Job aborted due to stage failure: Master removed our application: FAILED"),
+            let_go_of("Job aborted due to stage failure: Master removed our application: FAILED"),
             cluster
         );
         let stopped = "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\nThis stopped \
                        SparkContext was created at:\n\nx\n\nAnd it was stopped at:\n\n";
         assert_eq!(
-            raised(&format!("{stopped}org.apache.spark.SparkContext$$anon$3.run(SparkContext.scala:2298)")),
+            let_go_of(&format!(
+                "{stopped}org.apache.spark.SparkContext$$anon$3.run(SparkContext.scala:2298)"
+            )),
             cluster
         );
         let yarn = (FailureClass::Submit, true, true);
         assert_eq!(
-            raised("x\n: org.apache.spark.SparkException: Yarn application has already ended! It"),
+            let_go_of("x\n: org.apache.spark.SparkException: Yarn application has already ended! It"),
             yarn
         );
-        assert_eq!(raised("x\n: org.x.YarnException: Failed to submit application_1_1 to YARN : y"), yarn);
+        assert_eq!(let_go_of("x\n: org.x.YarnException: Failed to submit application_1_1 to YARN : y"), yarn);
         // One that the model stopped itself.
         let model = (FailureClass::Model, false, false);
-        assert_eq!(raised(&format!("{stopped}org.apache.spark.api.java.JavaSparkContext.stop(x)")), model);
-        assert_eq!(raised("Cannot call methods on a stopped SparkContext"), model);
+        assert_eq!(let_go_of(&format!("{stopped}org.apache.spark.api.java.JavaSparkContext.stop(x)")), model);
+        assert_eq!(let_go_of("Cannot call methods on a stopped SparkContext"), model);
+    }
+
+    #[test]
+    fn an_application_that_yarn_ends_under_a_driver_on_this_machine_is_no_fault_of_the_models() {
+        let monitor = "\n\tat org.apache.spark.SparkContext.stop(SparkContext.scala:2099)\n\tat \
+            org.apache.spark.scheduler.cluster.YarnClientSchedulerBackend$MonitorThread.run(YarnClientSchedulerBackend.scala:124)";
+        let cancelled = format!(
+            "An error occurred while calling o1.count.\n: org.apache.spark.SparkException: Job 3 cancelled because SparkContext \
+             was shut down{monitor}"
+        );
+        let stopped = format!(
+            "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\nThis stopped SparkContext was \
+             created at:\n\nx\n\nAnd it was stopped at:\n{monitor}"
+        );
+        for message in [cancelled, stopped] {
+            assert_eq!(let_go_of(&message), (FailureClass::Infrastructure, true, true), "{message}");
+        }
+        // What ends before it could begin is raised with YARN's words alone.
+        let early = "An error occurred while calling None.x.\n: org.apache.spark.SparkException: Application application_1_1 \
+            failed 2 times\n\tat \
+            org.apache.spark.scheduler.cluster.YarnClientSchedulerBackend.waitForApplication(YarnClientSchedulerBackend.scala:97)";
+        assert_eq!(let_go_of(early), (FailureClass::Submit, true, true));
+        let ended =
+            early.replace("application_1_1 failed 2 times", "application_1_1 was killed by user ann at h");
+        assert_eq!(verdict_of(&ended), Verdict::Stopped(StopReason::Cancel));
+        assert!(ended_by_hand(&ended).unwrap().ends_with("application_1_1 was killed by user ann at h"));
+    }
+
+    #[test]
+    fn an_application_that_somebody_kills_at_its_cluster_is_cancelled_and_not_tried_again() {
+        let killed = "Job aborted due to stage failure: Master removed our application: KILLED";
+        assert_eq!(verdict_of(killed), Verdict::Stopped(StopReason::Cancel));
+        let who = "the job's application was ended in the cluster: somebody killed it at the master of the standalone cluster";
+        assert_eq!(ended_by_hand(killed).as_deref(), Some(who));
+        assert_eq!(ended_by_hand("Master removed our application: FAILED"), None);
+        let log = "26/11/27 ERROR StandaloneSchedulerBackend: Application has been killed. Reason: Master removed our application: \
+                   KILLED\n";
+        assert_eq!(ended_by_hand_in(log).as_deref(), Some(who));
+        let log = "ERROR YarnClientSchedulerBackend: YARN application has exited unexpectedly with state KILLED! Check the YARN \
+                   application logs for more details.\nERROR YarnClientSchedulerBackend: Diagnostics message: Application \
+                   application_1_1 was killed by user ann at h\nTraceback\n";
+        assert_eq!(
+            ended_by_hand_in(log).as_deref(),
+            Some(
+                "the job's application was ended in the cluster: Application application_1_1 was killed by user ann at h"
+            )
+        );
+        assert_eq!(ended_by_hand_in(&log.replace("KILLED", "FAILED")), None);
+    }
+
+    #[test]
+    fn what_yarn_can_never_give_is_not_asked_for_again() {
+        let large = "An error occurred while calling None.x.\n: java.lang.IllegalArgumentException: Required executor memory (9216 \
+            MB), offHeap memory (0) MB, overhead (921 MB), and PySpark memory (0 MB) is above the max threshold (4096 MB) of this \
+            cluster! Please check the values";
+        match verdict_of(large) {
+            Verdict::Failed { failure, may_pass } => {
+                assert_eq!((failure.class, may_pass), (FailureClass::Submit, false));
+                assert!(
+                    failure
+                        .message
+                        .starts_with("YARN has no container as large as the job asks for; ask for less"),
+                    "{}",
+                    failure.message
+                );
+                assert!(failure.message.contains("above the max threshold (4096 MB)"), "{}", failure.message);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
