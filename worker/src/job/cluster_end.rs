@@ -86,6 +86,14 @@ pub(super) fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
             );
             return failed(FailureClass::Lost, message, true);
         }
+        // It was asked to end because it was not there in time, and then nobody knew it: whether it ever was is not known.
+        (Outcome::Lost(why), _) if matches!(cut, Some(Cut::SubmitDeadline | Cut::PendingDeadline)) => {
+            let message = match waited_for {
+                Some(what) => format!("{why}; before that it waited: {what}"),
+                None => why.clone(),
+            };
+            return failed(FailureClass::Lost, message, true);
+        }
         _ => {}
     }
     match cut {
@@ -385,6 +393,12 @@ mod tests {
         let (class, message, _) = failure(judged(completed(), Outcome::Lost("gone".into()), None));
         assert_eq!(class, FailureClass::Lost);
         assert!(message.contains("which nobody confirms"), "{message}");
+        // Nor is it known of one that was to end because it was not seen in time.
+        for cut in [Cut::SubmitDeadline, Cut::PendingDeadline] {
+            let (class, message, may_pass) = failure(judged(None, Outcome::Lost("gone".into()), Some(cut)));
+            assert_eq!((class, may_pass), (FailureClass::Lost, true));
+            assert_eq!(message, "gone; before that it waited: a_1 in the queue \"q\" of YARN");
+        }
         let lost = Some(Cut::Stopped(StopReason::OwnershipLost));
         let done = judged(completed(), cluster(ClusterVerdict::Succeeded, Cause::Other, ""), lost);
         assert_eq!(done, Verdict::Stopped(StopReason::OwnershipLost));

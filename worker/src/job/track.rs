@@ -70,7 +70,10 @@ pub async fn track(
             // Stops and deadlines first: a driver that never ceases to talk must not keep them from being heard.
             biased;
             reason = stop.stronger(None) => Cut::Stopped(reason),
-            () = sleep_until(deadlines.at) => deadlines.is,
+            () = sleep_until(deadlines.at) => match deadlines.passed(submitted.application.has_begun_unseen()) {
+                Some(cut) => cut,
+                None => continue,
+            },
             () = sleep_until(deadlines.placed_by()) => Cut::PendingDeadline,
             change = submitted.application.changed() => match change {
                 // Each of these is said once; whatever says it again changes nothing.
@@ -158,6 +161,16 @@ impl Deadlines {
     fn started(&mut self, now: Instant, left: Duration) {
         let uncounted = if self.waits_since.is_some() { self.uncounted } else { Duration::ZERO };
         (self.at, self.is) = (Some(now + left + uncounted), Cut::RunDeadline);
+    }
+
+    /// What it is brought to its end for, now that `at` has passed. There is no more submitting of one that has begun, though
+    /// no cluster tells of it: whether it is lost is for its back end to say.
+    fn passed(&mut self, has_begun_unseen: bool) -> Option<Cut> {
+        if has_begun_unseen && self.is == Cut::SubmitDeadline {
+            self.at = None;
+            return None;
+        }
+        Some(self.is)
     }
 
     /// Its work waits for executors. Whatever says it again changes nothing.
@@ -312,6 +325,20 @@ mod tests {
         deadlines.waits(start + 33 * HOUR);
         deadlines.placed(start + 34 * HOUR);
         assert_eq!((deadlines.at, deadlines.is), (Some(start + 48 * HOUR), Cut::RunDeadline));
+    }
+
+    #[test]
+    fn an_application_that_has_begun_is_not_ended_for_not_having_come_to_a_cluster_that_has_forgotten_it() {
+        let start = Instant::now();
+        let mut deadlines = Deadlines::of_submitting(start, HOUR, 2 * HOUR);
+        assert_eq!(deadlines.passed(false), Some(Cut::SubmitDeadline));
+        assert_eq!((deadlines.passed(true), deadlines.at), (None, None));
+        // The cluster tells of it again: then it has the deadlines of every other.
+        deadlines.accepted(start + 2 * HOUR);
+        assert_eq!(
+            (deadlines.at, deadlines.passed(true)),
+            (Some(start + 4 * HOUR), Some(Cut::PendingDeadline))
+        );
     }
 
     #[test]

@@ -75,6 +75,12 @@ pub trait Application: Send {
     /// It goes on when this process ends, and somebody else can follow it.
     fn outlives_worker(&self) -> bool;
 
+    /// Its driver has begun, though the cluster does not tell of it, or not any more. Nobody waits for spark-submit then; how long
+    /// it may be unknown is for the back end to say.
+    fn has_begun_unseen(&self) -> bool {
+        false
+    }
+
     /// What it waits for, in words, as far as it is known, and what can be done about it.
     fn waits_for(&self) -> Option<String>;
 

@@ -745,6 +745,10 @@ impl Application for ClusterApplication {
         true
     }
 
+    fn has_begun_unseen(&self) -> bool {
+        self.has_begun && self.known.is_none()
+    }
+
     fn waits_for(&self) -> Option<String> {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let report = shown.as_ref().filter(|report| !report.has_place())?;
@@ -788,5 +792,51 @@ impl std::fmt::Debug for ClusterApplication {
             .field("tag", &self.tag)
             .field("known", &self.known)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scripted::{Scripted, listing, report};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_driver_that_has_begun_is_unseen_until_yarn_tells_of_it() {
+        let launch = launch_tag("job", "t");
+        let seen = report("application_1_1", "RUNNING", &launch, 1);
+        let yarn = Scripted::start(vec![listing(&[]), listing(&[&seen])]).await;
+        let resource_manager = ResourceManager::new(std::slice::from_ref(&yarn.address), None).unwrap();
+        let quick = Duration::from_millis(5);
+        let place = tempfile::tempdir().unwrap();
+        let cluster = Arc::new(Cluster {
+            configuration: place.path().into(),
+            logs: LogWishes { bytes: 0, always: false },
+            watch: Watch::start(resource_manager, Pace { quick, slow: quick, away: quick }),
+            storage: Storage::default(),
+            // Nobody asks it for anything here.
+            folder: "hdfs://nowhere:1/x".to_owned(),
+            settings: YarnSettings {
+                uses_archive: false,
+                archive_folder: None,
+                folder: None,
+                service: "test".to_owned(),
+                max_followed: 1,
+                grace: quick,
+                lost_after: Duration::from_secs(3600),
+            },
+        });
+        let sought = Sought {
+            mode: Mode::Yarn,
+            identity: Identity { job: "j".to_owned(), digest: "d".to_owned() },
+            directory: place.path().into(),
+            working_directory: place.path().into(),
+        };
+        let found = FoundLaunch { ticket: "t".to_owned(), report: None, has_ended: false };
+        let mut application = cluster.follow("job", found, &sought).unwrap();
+        assert!(application.has_begun_unseen());
+        let change = application.changed().await;
+        let Change::Accepted(accepted) = change else { panic!("{change:?}") };
+        assert_eq!(accepted.id.as_deref(), Some("application_1_1"));
+        assert!(!application.has_begun_unseen());
     }
 }
