@@ -23,8 +23,8 @@ The report is newline-delimited JSON, ASCII only, without NaN::
 
     {"message":"hello","protocol":1,"pid":4711,"python":"3.11.7"}
     {"message":"running","function":"score"}
-    {"message":"waiting","application":"app-1","master":"spark://h:7077","memory":"1g","cores":null,"most_cores":null,
-     "had_executors":false}
+    {"message":"waiting","application":"app-1" or null,"master":"spark://h:7077","memory":"1g","cores":null,
+     "most_cores":null,"had_executors":false,"queue":null}
     {"message":"placed"}
     {"message":"completed","results":{...} or null,"records":{...}}
     {"message":"failed","kind":"model" or "contract","exception":{"type","message","traceback","frame"},"functions":[],
@@ -37,7 +37,8 @@ line in the model's own files that the exception passed, or null. ``functions`` 
 
 ``waiting`` and ``placed`` come from a third thread, and only with ``--watch-executors``: ``waiting`` when there are stages
 of the model that could run and not one executor for them, ``placed`` when that is over. A model that asks nothing of
-executors never waits for any.
+executors never waits for any. Where YARN has not begun the application, without which there is no context at all,
+``application`` is null, ``queue`` is where it asks, and memory and cores are those of its master.
 
 A second thread reads the socket. Its end of file means that the worker is gone, and then nobody may go on working for
 it: the process ends at once. Processes that the model forks have neither that thread nor the socket, and when one of
@@ -312,7 +313,7 @@ class ExecutorsWatch:
         """``tell`` takes a line of the report."""
         self._tell = tell
         self._had_executors = False
-        self._is_waiting = False
+        self._told = None
 
     def start(self):
         """Looks from now on, in a thread of its own."""
@@ -326,9 +327,9 @@ class ExecutorsWatch:
             except Exception:
                 # The context is being stopped, or the model broke something: it may be better next time.
                 continue
-            if (wait is not None) == self._is_waiting:
+            if wait == self._told:
                 continue
-            self._is_waiting = wait is not None
+            self._told = wait
             try:
                 self._tell(report_line({"message": "placed"} if wait is None else wait))
             except (OSError, DriverFault):
@@ -339,9 +340,11 @@ class ExecutorsWatch:
         """What is to be told of work that waits, or None where none does."""
         spark = _modules.get("pyspark")
         context = getattr(getattr(spark, "SparkContext", None), "_active_spark_context", None)
+        if context is None:
+            return None
         java = getattr(context, "_jsc", None)
         if java is None:
-            return None
+            return self._place_asked_for(context)
         java = java.sc()
         tracker = java.statusTracker()
         # The driver itself is one of them.
@@ -363,6 +366,30 @@ class ExecutorsWatch:
             "cores": setting("spark.executor.cores"),
             "most_cores": setting("spark.cores.max"),
             "had_executors": self._had_executors,
+            "queue": None,
+        }
+
+    @staticmethod
+    def _place_asked_for(context):
+        """What is to be told of a context that is being made, or None where nothing keeps it: it is YARN alone whose
+        client waits for the application to begin, for as long as that takes."""
+        # One that is stopped has it, and it is None.
+        if hasattr(context, "_jsc") or getattr(context, "master", None) != "yarn":
+            return None
+        settings = context._conf
+
+        def setting(name):
+            return bounded(settings.get(name, "") or "", MAX_LINE_BYTES) or None
+
+        return {
+            "message": "waiting",
+            "application": None,
+            "master": "yarn",
+            "memory": setting("spark.yarn.am.memory"),
+            "cores": setting("spark.yarn.am.cores"),
+            "most_cores": None,
+            "had_executors": False,
+            "queue": setting("spark.yarn.queue"),
         }
 
 

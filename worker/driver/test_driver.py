@@ -10,6 +10,7 @@ reports until end of file. No Spark and no pyspark is needed. Run it with any Py
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -254,6 +255,7 @@ class Report(DriverTest):
             "cores": None,
             "most_cores": None,
             "had_executors": False,
+            "queue": None,
         }
         self.assertEqual(heard(), waiting)
         open(gates[0], "w").close()
@@ -263,6 +265,68 @@ class Report(DriverTest):
         open(gates[2], "w").close()
         # It may be told or not that nothing waits any more when the end comes.
         self.assertIn("completed", [heard()["message"] for _ in range(1)] + [json.loads(l)["message"] for l in report])
+
+    def test_an_application_that_yarn_has_not_begun_is_told_and_one_that_is_only_slow_to_start_is_not(self):
+        # A context like that of pyspark, which has its master before it is made, and the rest when YARN has begun it.
+        self.stage(
+            """
+            import sys, types
+
+            class Made:
+                sc = statusTracker = conf = lambda self: self
+                getActiveStageIds = lambda self: []
+                getExecutorInfos = lambda self: [None]
+
+            def score(a, b, c):
+                pyspark = sys.modules["pyspark"] = types.ModuleType("pyspark")
+                settings = {"spark.yarn.queue": "busy", "spark.yarn.am.memory": "700m"}
+                context = types.SimpleNamespace(_conf=settings, master="spark://h:1")
+                pyspark.SparkContext = types.SimpleNamespace(_active_spark_context=context)
+                open("gate-1").close()
+                context.master = "yarn"
+                open("gate-2").close()
+                context._jsc = Made()
+                open("gate-3").close()
+                context._jsc = None
+                open("gate-4").close()
+            """
+        )
+        gates = [os.path.join(self.folder, "gate-{}".format(number)) for number in (1, 2, 3, 4)]
+        for gate in gates:
+            os.mkfifo(gate)
+        listener = self.listen()
+        self.start("--report-socket", "../driver.sock", "--watch-executors")
+        connection = self.connect(listener)
+        report = connection.makefile("rb")
+        self.addCleanup(report.close)
+
+        def heard():
+            return json.loads(report.readline())
+
+        def is_silent():
+            # Longer than it takes until it looks again.
+            return not select.select([connection], [], [], 2.5)[0]
+
+        self.assertEqual([heard()["message"], heard()["message"]], ["hello", "running"])
+        self.assertTrue(is_silent())
+        open(gates[0], "w").close()
+        waiting = {
+            "message": "waiting",
+            "application": None,
+            "master": "yarn",
+            "memory": "700m",
+            "cores": None,
+            "most_cores": None,
+            "had_executors": False,
+            "queue": "busy",
+        }
+        self.assertEqual(heard(), waiting)
+        open(gates[1], "w").close()
+        self.assertEqual(heard(), {"message": "placed"})
+        open(gates[2], "w").close()
+        self.assertTrue(is_silent())
+        open(gates[3], "w").close()
+        self.assertEqual(heard()["message"], "completed")
 
     def test_a_connection_that_fails_is_exit_70_with_one_line_and_no_model_run(self):
         self.stage("open('imported', 'w').close()\n")

@@ -463,7 +463,11 @@ impl ClientApplication {
             }
             Ok(Some(Word::Waiting(_) | Word::Placed)) if self.report.is_some() => None,
             Ok(Some(Word::Waiting(wait))) => {
-                tracing::info!(application = wait.application, "the job's work waits for executors");
+                tracing::info!(
+                    application = wait.application,
+                    master = wait.master,
+                    "the job's work waits for executors"
+                );
                 self.waiting = Some(Waiting::start(wait, self.page_port));
                 self.is_told_vain = false;
                 Some(Change::Waits)

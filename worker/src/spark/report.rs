@@ -41,7 +41,7 @@ pub enum Word {
         /// The function that will be called.
         function: String,
     },
-    /// Stages of the model could run, and have not one executor.
+    /// Stages of the model could run, and have not one executor; or the application itself has not begun.
     Waiting(Wait),
     /// That is over.
     Placed,
@@ -72,8 +72,9 @@ pub enum Word {
 /// What work waits for, as its driver has it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Wait {
-    /// The cluster's id of the application.
-    pub application: String,
+    /// The cluster's id of the application; none where YARN has not begun it. Then what it is to have is what its master is to
+    /// have there.
+    pub application: Option<String>,
     /// Its master, as `spark://host:7077` or `yarn`.
     pub master: String,
     /// The memory of each executor, where somebody says so; what it needs beside its heap is not in it.
@@ -84,6 +85,9 @@ pub struct Wait {
     pub most_cores: Option<String>,
     /// It had executors before.
     pub had_executors: bool,
+    /// The queue of YARN's in which it has not begun, where somebody says so.
+    #[serde(default)]
+    pub queue: Option<String>,
 }
 
 /// Which record a failure is about.
@@ -250,12 +254,16 @@ mod tests {
     #[test]
     fn what_work_waits_for_is_read_as_the_driver_writes_it() {
         let line = r#"{"message":"waiting","application":"app-1","master":"spark://h:1","memory":"8g","cores":null,
-            "most_cores":"2","had_executors":true}"#;
+            "most_cores":"2","had_executors":true,"queue":null}"#;
         let Word::Waiting(wait) = serde_json::from_str(line).unwrap() else { panic!("no wait") };
         assert_eq!(
-            (wait.application.as_str(), wait.memory.as_deref(), wait.cores),
-            ("app-1", Some("8g"), None)
+            (wait.application.as_deref(), wait.memory.as_deref(), wait.cores),
+            (Some("app-1"), Some("8g"), None)
         );
+        let line = r#"{"message":"waiting","application":null,"master":"yarn","memory":null,"cores":null,"most_cores":null,
+            "had_executors":false,"queue":"q"}"#;
+        let Word::Waiting(wait) = serde_json::from_str(line).unwrap() else { panic!("no wait") };
+        assert_eq!((wait.application, wait.queue.as_deref()), (None, Some("q")));
         assert_eq!(serde_json::from_str::<Word>(r#"{"message":"placed"}"#).unwrap(), Word::Placed);
     }
 

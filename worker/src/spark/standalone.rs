@@ -28,6 +28,9 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const SCHEME: &str = "spark://";
 /// What an executor gets where nobody says otherwise.
 const DEFAULT_MEMORY: &str = "1g";
+/// What the master of an application gets on YARN where nobody says otherwise, and the queue that it is asked of.
+const DEFAULT_MASTER_MEMORY: &str = "512m";
+const DEFAULT_QUEUE: &str = "default";
 
 /// What is known of work that waits for executors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +59,7 @@ impl Waiting {
             while !told.is_closed() {
                 let answer = master_of(&wait.master, port).await;
                 unknown_for = match &answer {
-                    Some(Ok(master)) if !master.knows(&wait.application) => unknown_for + 1,
+                    Some(Ok(master)) if !master.knows(&wait) => unknown_for + 1,
                     Some(Err(_)) | None => unknown_for,
                     Some(Ok(_)) => 0,
                 };
@@ -95,6 +98,16 @@ impl Drop for Waiting {
 
 /// What is wanted, in words.
 fn wants(wait: &Wait) -> String {
+    let Some(application) = &wait.application else {
+        let memory = wait.memory.as_deref().unwrap_or(DEFAULT_MASTER_MEMORY);
+        let cores = wait.cores.as_deref().unwrap_or("1");
+        let queue = wait.queue.as_deref().unwrap_or(DEFAULT_QUEUE);
+        return format!(
+            "the application that Spark asked of {} has not begun: its master is to have {memory} of memory and {cores} core(s) \
+             (spark.yarn.am.memory, spark.yarn.am.cores) in the queue {queue:?}; choose a queue with room (--queue)",
+            wait.master
+        );
+    };
     let memory = wait.memory.as_deref().unwrap_or(DEFAULT_MEMORY);
     let cores = match wait.cores.as_deref() {
         None => "at least 1 core".to_owned(),
@@ -103,8 +116,8 @@ fn wants(wait: &Wait) -> String {
     };
     let lost = if wait.had_executors { " any more" } else { "" };
     format!(
-        "{} on {} has no executor{lost}, of which each is to have {memory} of memory and {cores}",
-        wait.application, wait.master
+        "{application} on {} has no executor{lost}, of which each is to have {memory} of memory and {cores}",
+        wait.master
     )
 }
 
@@ -116,7 +129,7 @@ fn judge(wait: &Wait, answer: Option<Result<Master, String>>, is_believed: bool)
         Some(Err(reason)) => {
             format!("the master's page cannot be asked why ({reason}; see spark.master_page_port)")
         }
-        Some(Ok(master)) if !master.knows(&wait.application) => {
+        Some(Ok(master)) if !master.knows(wait) => {
             waited.in_vain = is_believed;
             "the master does not know this application: it was started again without its memory \
              (spark.deploy.recoveryMode), or has removed it"
@@ -155,8 +168,8 @@ struct App {
 }
 
 impl Master {
-    fn knows(&self, application: &str) -> bool {
-        self.activeapps.iter().any(|app| app.id == application)
+    fn knows(&self, wait: &Wait) -> bool {
+        self.activeapps.iter().any(|app| Some(&app.id) == wait.application.as_ref())
     }
 
     /// What its workers have, in words.
@@ -250,12 +263,13 @@ mod tests {
 
     fn wait() -> Wait {
         Wait {
-            application: "app-1".into(),
+            application: Some("app-1".into()),
             master: "spark://a:7077,b:7077".into(),
             memory: Some("8g".into()),
             cores: Some("3".into()),
             most_cores: None,
             had_executors: false,
+            queue: None,
         }
     }
 
@@ -286,6 +300,27 @@ mod tests {
         assert_eq!(
             judge(&lost, None, false).words,
             "app-1 on spark://a:7077,b:7077 has no executor any more, of which each is to have 1g of memory and at least 1 core"
+        );
+    }
+
+    #[test]
+    fn what_has_not_begun_on_yarn_is_told_with_its_queue_and_what_it_asks_for() {
+        let wait = Wait {
+            application: None,
+            master: "yarn".into(),
+            memory: None,
+            cores: None,
+            queue: Some("busy".into()),
+            ..wait()
+        };
+        assert_eq!(
+            judge(&wait, None, true),
+            Waited {
+                words: "the application that Spark asked of yarn has not begun: its master is to have 512m of memory and 1 core(s) \
+                        (spark.yarn.am.memory, spark.yarn.am.cores) in the queue \"busy\"; choose a queue with room (--queue)"
+                    .to_owned(),
+                in_vain: false
+            }
         );
     }
 
