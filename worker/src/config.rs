@@ -244,15 +244,16 @@ pub static SETTINGS: &[Setting] = &[
         "job.pending_timeout",
         span(SECOND),
         "24h",
-        "How long an application may wait in a cluster until its driver gets a place. Then it is ended and has failed with \
-         the class `pending`, which is tried again.",
+        "How long an application may wait in a cluster until its driver gets a place; of one whose driver runs on the worker's \
+         machine, how long its work may wait for executors without having one, on a standalone cluster as on YARN, or YARN may \
+         take to begin it. Then it is ended and has failed with the class `pending`, which is tried again.",
     ),
     setting(
         "job.run_timeout",
         span(SECOND),
         "24h",
-        "How long an attempt may run, from the moment at which the driver is there. Then it is ended and has failed with \
-         the class `timeout`.",
+        "How long an attempt may run, from the moment at which the driver is there. While its work waits for executors this \
+         stands still, up to `job.pending_timeout` in all. Then it is ended and has failed with the class `timeout`.",
     ),
     setting(
         "job.kill_grace",
