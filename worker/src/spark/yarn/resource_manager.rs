@@ -654,11 +654,15 @@ impl ResourceManager {
 
     /// Sends a question, once more with a login where one is wanted.
     async fn send(&self, address: &Url, request: RequestBuilder) -> Result<Response, AskError> {
-        let again = request.try_clone();
-        let request = match self.wants_login.load(Ordering::Relaxed) {
+        // Whether this one shows a login, and not whether one is wanted by now: others are asked at the same time.
+        let shows_login = self.wants_login.load(Ordering::Relaxed);
+        let (request, again) = if shows_login {
             // It had one before: what is in the way may pass.
-            true => request.header(AUTHORIZATION, self.login_for(address).await.map_err(AskError::for_now)?),
-            false => request,
+            let login = self.login_for(address).await.map_err(AskError::for_now)?;
+            (request.header(AUTHORIZATION, login), None)
+        } else {
+            let again = request.try_clone();
+            (request, again)
         };
         let response = request.send().await.map_err(|error| AskError::of(&error))?;
         let negotiates = || {
@@ -666,11 +670,7 @@ impl ResourceManager {
             wanted.filter_map(|value| value.to_str().ok()).any(|value| value.starts_with(NEGOTIATE))
         };
         match again {
-            Some(again)
-                if response.status() == StatusCode::UNAUTHORIZED
-                    && !self.wants_login.load(Ordering::Relaxed)
-                    && negotiates() =>
-            {
+            Some(again) if response.status() == StatusCode::UNAUTHORIZED && negotiates() => {
                 let login = self.login_for(address).await?;
                 self.wants_login.store(true, Ordering::Relaxed);
                 again.header(AUTHORIZATION, login).send().await.map_err(|error| AskError::of(&error))

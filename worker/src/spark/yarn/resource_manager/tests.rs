@@ -1,5 +1,8 @@
 use std::sync::Arc;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
 use super::super::scripted::{Scripted, answer, listing, report};
 use super::*;
 
@@ -297,4 +300,36 @@ async fn one_that_wants_a_login_by_kerberos_is_shown_one_and_from_then_on_withou
             .ends_with("it wants a login by Kerberos, which the worker does not have: Ticket expired"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_question_that_left_before_anybody_knew_of_the_login_is_asked_again_with_one() {
+    async fn question(stream: &mut TcpStream) -> String {
+        let mut text = String::new();
+        while !text.contains("\r\n\r\n") {
+            let mut piece = [0; 4096];
+            let read = stream.read(&mut piece).await.unwrap();
+            text.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+        }
+        text
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let client = ResourceManager::new(&[address], None).unwrap().with_login(Arc::new(Tickets(1.into())));
+    let cluster = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let first = question(&mut stream).await;
+        assert!(!first.contains("authorization: "), "{first}");
+        // Another question has found out in the meantime.
+        client.wants_login.store(true, Ordering::Relaxed);
+        stream.write_all(unauthorized().as_bytes()).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let second = question(&mut stream).await;
+        assert!(second.contains("authorization: Negotiate ticket-for-127.0.0.1"), "{second}");
+        stream.write_all(listing(&[WAITING]).as_bytes()).await.unwrap();
+    };
+    let asked = async { client.tagged(&[TAG]).await.map(|found| found.len()) };
+    // What is refused ends the wait for a question that does not come.
+    let found = tokio::select! { found = asked => found, () = async { cluster.await; std::future::pending().await } => unreachable!() };
+    assert_eq!(found, Ok(1));
 }
