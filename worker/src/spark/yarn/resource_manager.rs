@@ -454,15 +454,7 @@ impl ResourceManager {
         }
         let mut found: Vec<Report> = Vec::new();
         for tags in portions(tags) {
-            let asked = tags.join(",");
-            let query = [("applicationTags", asked.as_str()), ("deSelects", "resourceRequests")];
-            let question =
-                Question { method: Method::GET, path: "ws/v1/cluster/apps", query: &query, body: None };
-            let listing: Option<Listing> = self.ask(&question).await?;
-            let apps = listing.and_then(|listing| listing.apps).unwrap_or_default().app;
-            // A ResourceManager that does not know the filter would name everybody's.
-            let ours = apps.into_iter().filter(|report| tags.iter().any(|tag| report.has_tag(tag)));
-            for report in ours {
+            for report in self.tagged_now(tags).await?.0 {
                 if !found.iter().any(|known| known.id == report.id) {
                     found.push(report);
                 }
@@ -471,25 +463,58 @@ impl ResourceManager {
         Ok(found)
     }
 
+    /// The same for so many tags as fit into one question, and who has answered it.
+    async fn tagged_now(&self, tags: &[&str]) -> Result<(Vec<Report>, Url), ResourceManagerError> {
+        let asked = tags.join(",");
+        let query = [("applicationTags", asked.as_str()), ("deSelects", "resourceRequests")];
+        let question =
+            Question { method: Method::GET, path: "ws/v1/cluster/apps", query: &query, body: None };
+        let (listing, by): (Option<Listing>, _) = self.ask_whom(&question).await?;
+        let apps = listing.and_then(|listing| listing.apps).unwrap_or_default().app;
+        // A ResourceManager that does not know the filter would name everybody's.
+        let ours = apps.into_iter().filter(|report| tags.iter().any(|tag| report.has_tag(tag)));
+        Ok((ours.collect(), by))
+    }
+
     /// The same for one tag, where it matters that there is nothing alive: a ResourceManager that was started again answers
     /// before it knows of the applications of before, and then says of each that there is no such thing.
     ///
     /// # Errors
     /// [`ResourceManagerError`]; then nothing is known, also while it starts.
     pub async fn certainly_tagged(&self, tag: &str) -> Result<Vec<Report>, ResourceManagerError> {
-        let found = self.tagged(&[tag]).await?;
+        if !is_tag(tag) {
+            return Err(ResourceManagerError::Tag(tag.to_owned()));
+        }
+        let (found, by) = self.tagged_now(&[tag]).await?;
         if found.iter().any(|report| !report.state.is_over()) {
             return Ok(found);
         }
-        self.must_have_started().await?;
+        self.must_have_started(&by).await?;
         // What was said before that may be from when it had not.
-        self.tagged(&[tag]).await
+        let (found, now_by) = self.tagged_now(&[tag]).await?;
+        must_be_the_same(&by, &now_by)?;
+        Ok(found)
     }
 
-    /// Makes sure that the ResourceManager knows by now what it ever will of what there was before it was started.
-    async fn must_have_started(&self) -> Result<(), ResourceManagerError> {
+    /// Makes sure that the ResourceManager at `address`, which has answered as the active one, knows by now what it ever will
+    /// of what there was before it was started. Nobody else is asked: about itself a standby answers too.
+    async fn must_have_started(&self, address: &Url) -> Result<(), ResourceManagerError> {
         let question = Question { method: Method::GET, path: "ws/v1/cluster/info", query: &[], body: None };
-        let info: Option<Info> = self.ask(&question).await?;
+        let mut excuses = Vec::new();
+        let answer = self.ask_at(address, &question).await;
+        let info = match self.judge(address, answer, &mut excuses)? {
+            Some(Answer::Found(text)) => {
+                let info: Info = serde_json::from_str(&text).map_err(|error| {
+                    ResourceManagerError::Away(format!("{address} says what is no answer: {error}"))
+                })?;
+                Some(info)
+            }
+            Some(Answer::NoSuch) => None,
+            Some(Answer::Standby(_)) => {
+                return Err(ResourceManagerError::Away(format!("{address} is on standby")));
+            }
+            None => return Err(ResourceManagerError::Away(excuses.join("; "))),
+        };
         match info.and_then(|info| info.cluster_info.ha_state) {
             Some(state) if state != "ACTIVE" => {
                 Err(ResourceManagerError::Away(format!("the one that answers is not active yet ({state})")))
@@ -504,19 +529,21 @@ impl ResourceManager {
     /// # Errors
     /// [`ResourceManagerError`]; then nothing is known about it.
     pub async fn application(&self, id: &str) -> Result<Option<Report>, ResourceManagerError> {
-        let found = self.application_now(id).await?;
+        let (found, by) = self.application_now(id).await?;
         if found.is_some() {
             return Ok(found);
         }
-        self.must_have_started().await?;
-        self.application_now(id).await
+        self.must_have_started(&by).await?;
+        let (found, now_by) = self.application_now(id).await?;
+        must_be_the_same(&by, &now_by)?;
+        Ok(found)
     }
 
-    async fn application_now(&self, id: &str) -> Result<Option<Report>, ResourceManagerError> {
+    async fn application_now(&self, id: &str) -> Result<(Option<Report>, Url), ResourceManagerError> {
         let path = format!("ws/v1/cluster/apps/{}", segment(id));
         let question = Question { method: Method::GET, path: &path, query: &[], body: None };
-        let one: Option<One> = self.ask(&question).await?;
-        Ok(one.map(|one| one.app).filter(|app| app.id == id))
+        let (one, by): (Option<One>, _) = self.ask_whom(&question).await?;
+        Ok((one.map(|one| one.app).filter(|app| app.id == id), by))
     }
 
     /// For how long an application has had a container for its driver, by the cluster's own clock; `None` when the
@@ -587,6 +614,14 @@ impl ResourceManager {
         &self,
         question: &Question<'_>,
     ) -> Result<Option<T>, ResourceManagerError> {
+        Ok(self.ask_whom(question).await?.0)
+    }
+
+    /// The same, and who has answered.
+    async fn ask_whom<T: for<'de> Deserialize<'de>>(
+        &self,
+        question: &Question<'_>,
+    ) -> Result<(Option<T>, Url), ResourceManagerError> {
         let first = self.active.load(Ordering::Relaxed);
         let mut excuses = Vec::new();
         let mut pointed = None;
@@ -597,7 +632,7 @@ impl ResourceManager {
                 Some(Answer::Found(text)) => match serde_json::from_str(&text) {
                     Ok(value) => {
                         self.active.store(index, Ordering::Relaxed);
-                        return Ok(Some(value));
+                        return Ok((Some(value), self.addresses[index].clone()));
                     }
                     Err(error) => {
                         excuses.push(format!("{} says what is no answer: {error}", self.addresses[index]))
@@ -605,7 +640,7 @@ impl ResourceManager {
                 },
                 Some(Answer::NoSuch) => {
                     self.active.store(index, Ordering::Relaxed);
-                    return Ok(None);
+                    return Ok((None, self.addresses[index].clone()));
                 }
                 Some(Answer::Standby(to)) => {
                     excuses.push(format!("{} is on standby", self.addresses[index]));
@@ -621,10 +656,10 @@ impl ResourceManager {
             let answer = self.ask_at(&address, question).await;
             match self.judge(&address, answer, &mut excuses)? {
                 Some(Answer::Found(text)) => match serde_json::from_str(&text) {
-                    Ok(value) => return Ok(Some(value)),
+                    Ok(value) => return Ok((Some(value), address)),
                     Err(error) => excuses.push(format!("{address} says what is no answer: {error}")),
                 },
-                Some(Answer::NoSuch) => return Ok(None),
+                Some(Answer::NoSuch) => return Ok((None, address)),
                 Some(Answer::Standby(_)) => excuses.push(format!("{address} is on standby")),
                 None => {}
             }
@@ -757,6 +792,14 @@ impl ResourceManager {
             (status, None) => Err(AskError::Away(format!("fails with HTTP status {}", status.as_u16()))),
         }
     }
+}
+
+/// That one has started says nothing about another that took its place meanwhile.
+fn must_be_the_same(before: &Url, now: &Url) -> Result<(), ResourceManagerError> {
+    if before == now {
+        return Ok(());
+    }
+    Err(ResourceManagerError::Away(format!("{now} has just become the active one in the place of {before}")))
 }
 
 /// Why an address has not answered.

@@ -253,6 +253,29 @@ async fn how_long_a_driver_has_had_its_place_is_told_by_the_clusters_clock_alone
     assert_eq!(told, [Some(Duration::from_secs(7)), None, None, None]);
 }
 
+#[tokio::test]
+async fn of_what_is_not_there_the_one_that_answered_is_the_witness_and_not_the_standby_that_pointed_to_it() {
+    let active = Scripted::start(vec![listing(&[]), listing(&[]), answer("404 Not Found", NOT_FOUND)]).await;
+    // About itself a standby answers as well, and points nowhere.
+    let itself = r#"{"clusterInfo":{"state":"STARTED","haState":"STANDBY"}}"#;
+    let standby = Scripted::start_saying(itself, vec![redirect(&active.address)]).await;
+    let asker = client(&[&standby]);
+    assert_eq!(asker.certainly_tagged("t").await, Ok(vec![]));
+    assert_eq!(asker.application("application_1_1").await, Ok(None));
+    // One that is started anew is none, whoever points to it.
+    let starting = r#"{"clusterInfo":{"state":"INITED","haState":"INITIALIZING"}}"#;
+    let active = Scripted::start_saying(starting, vec![listing(&[])]).await;
+    let standby = Scripted::start_saying(itself, vec![redirect(&active.address)]).await;
+    let error = client(&[&standby]).certainly_tagged("t").await.unwrap_err();
+    assert!(error.to_string().contains("is not active yet (INITIALIZING)"), "{error}");
+    // That the first has started says nothing about a second.
+    let first = Scripted::start(vec![listing(&[])]).await;
+    let second = Scripted::start(vec![listing(&[])]).await;
+    let standby = Scripted::start(vec![redirect(&first.address), redirect(&second.address)]).await;
+    let error = client(&[&standby]).certainly_tagged("t").await.unwrap_err();
+    assert!(error.to_string().contains("has just become the active one"), "{error}");
+}
+
 /// Shows the host that it is asked for, and as the last of its tokens that there is none.
 #[derive(Debug)]
 struct Tickets(AtomicUsize);
