@@ -145,6 +145,11 @@ impl Policy {
                 "names a file of the worker's machine; give --principal alone, whose keytab the operator's policy names"
                     .to_owned(),
             ),
+            _ if names_user(setting) => Err(format!(
+                "would have Hadoop take the job for another user than whom it is run for ({}); give --proxy-user, for whom the \
+                 operator's policy says, or leave it out to run as the worker's user",
+                USER_WORDS.join(", ")
+            )),
             _ => Ok(()),
         }
     }
@@ -199,6 +204,13 @@ pub const PROXY_USER: &str = "--proxy-user";
 pub const PRINCIPAL: &str = "spark.kerberos.principal";
 /// See [`PRINCIPAL`].
 pub const KEYTAB: &str = "spark.kerberos.keytab";
+/// The variables from which Hadoop and Spark learn who somebody is. Hadoop takes the first two as properties of the JVM too.
+const USER_WORDS: [&str; 3] = ["HADOOP_PROXY_USER", "HADOOP_USER_NAME", "SPARK_USER"];
+/// What all properties begin with that are variables of a driver or an executor.
+const VARIABLES: [&str; 3] =
+    ["spark.executorEnv.", "spark.yarn.appMasterEnv.", "spark.kubernetes.driverEnv."];
+/// What all properties end with that are options of a JVM: of the driver, the executors or YARN's master.
+const JAVA_OPTIONS: &str = "JavaOptions";
 const CLUSTER_MODE: &str =
     "restarts a driver that has failed, which is for this service to decide; leave it out";
 const CREDENTIALS: &str = "is how the worker itself gets into Kubernetes; see its settings kubernetes.context and spark.environment.KUBECONFIG";
@@ -364,6 +376,21 @@ impl Setting {
             .chain(standing_for.map(|(flag, _, _)| *flag))
             .any(|name| glob(pattern, name))
     }
+}
+
+/// Whether a driver or an executor would learn by it who it is, past what the policy says of that.
+fn names_user(setting: &Setting) -> bool {
+    // Whoever takes options apart drops these.
+    let plain = setting.value().replace(['"', '\'', '\\'], "");
+    let of_jvm = |text: &str| USER_WORDS[..2].iter().any(|word| text.contains(word));
+    if setting.identity().ends_with(JAVA_OPTIONS) {
+        // What stands in a file of options is not seen here.
+        let from_file = |option: &str| option.starts_with('@') || option.starts_with("-XX:VMOptionsFile");
+        return of_jvm(&plain) || plain.split_whitespace().any(from_file);
+    }
+    let variable = VARIABLES.iter().find_map(|prefix| setting.identity().strip_prefix(prefix));
+    // A JVM takes options from variables as well.
+    variable.is_some_and(|name| USER_WORDS.contains(&name.trim()) || of_jvm(&plain))
 }
 
 /// Whether `name` is what `pattern` stands for; `*` stands for any run of characters.
@@ -653,6 +680,40 @@ mod tests {
         let path = folder.path().join("policy.toml");
         std::fs::write(&path, "[identity.keytabs]\n\"a@R\" = \"relative\"\n").unwrap();
         assert!(Policy::load(&path).unwrap_err().to_string().contains("no absolute path"));
+    }
+
+    #[test]
+    fn no_option_and_no_variable_says_as_whom_a_job_runs() {
+        let policy: Policy = toml::from_str("[identity]\nproxy_users = [\"ann\"]\n").unwrap();
+        let judged = |name: &str, value: &str| policy.judge(&Setting::read(name, value).unwrap());
+        for (name, value) in [
+            ("--driver-java-options", "-Xss4m -DHADOOP_PROXY_USER=bob"),
+            ("--driver-java-options", "-DHADOOP_\"PROXY\"_USER=bob"),
+            ("--driver-java-options", "-DHADOOP_PROXY\\_USER=bob"),
+            ("--driver-java-options", "-Xss4m @options.txt"),
+            ("spark.driver.extraJavaOptions", "-DHADOOP_USER_NAME=bob"),
+            ("spark.driver.extraJavaOptions", "-XX:VMOptionsFile=options.txt"),
+            ("spark.driver.defaultJavaOptions", "-DHADOOP_USER_NAME=ann"),
+            ("spark.executor.extraJavaOptions", "-DHADOOP_USER_NAME=bob"),
+            ("spark.executor.defaultJavaOptions", "-DHADOOP_USER_NAME=bob"),
+            ("spark.yarn.am.extraJavaOptions", "-DHADOOP_USER_NAME=bob"),
+            ("--conf", "spark.executorEnv.HADOOP_USER_NAME=bob"),
+            ("spark.executorEnv.SPARK_USER", "bob"),
+            ("spark.yarn.appMasterEnv.HADOOP_PROXY_USER", "bob"),
+            ("spark.yarn.appMasterEnv.JAVA_TOOL_OPTIONS", "-DHADOOP_PROXY_USER=bob"),
+            ("spark.kubernetes.driverEnv.HADOOP_USER_NAME", "bob"),
+        ] {
+            let fault = judged(name, value).unwrap_err();
+            assert!(fault.contains("give --proxy-user"), "{name} {value}: {fault}");
+        }
+        for (name, value) in [
+            ("--driver-java-options", "-Xss4m -Duser.name=x -Dmail=a@b"),
+            ("spark.executorEnv.HADOOP_HOME", "/opt/hadoop"),
+            ("spark.yarn.appMasterEnv.JAVA_TOOL_OPTIONS", "-Xss4m"),
+            ("spark.app.name", "what HADOOP_USER_NAME is for"),
+        ] {
+            assert_eq!(judged(name, value), Ok(()), "{name} {value}");
+        }
     }
 
     #[test]
