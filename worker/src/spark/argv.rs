@@ -52,6 +52,27 @@ const JAVA_OPTIONS: &str = "spark.driver.extraJavaOptions";
 pub(super) const JAVA_VARIABLES: [&str; 4] =
     ["SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"];
 
+/// The property of `--jars`.
+const JARS: &str = "spark.jars";
+/// The properties whose files spark-submit takes from where it runs, and sends to a driver in a cluster.
+const SENT_BY_SUBMIT: [&str; 15] = [
+    FILES,
+    ARCHIVES,
+    PY_FILES,
+    JARS,
+    "spark.yarn.dist.files",
+    "spark.yarn.dist.archives",
+    "spark.yarn.dist.pyFiles",
+    "spark.yarn.dist.jars",
+    "spark.yarn.jars",
+    "spark.yarn.archive",
+    "spark.kubernetes.kerberos.krb5.path",
+    "spark.kubernetes.authenticate.driver.caCertFile",
+    "spark.kubernetes.authenticate.driver.clientKeyFile",
+    "spark.kubernetes.authenticate.driver.clientCertFile",
+    "spark.kubernetes.authenticate.driver.oauthTokenFile",
+];
+
 /// What goes to where a job runs, beside what it sends there itself. Each name is as spark-submit takes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sent {
@@ -125,7 +146,33 @@ impl CommandLine {
             let at = job.flags().iter().find(|flag| names_mode(&flag.name));
             vec![Fault::new(at.map_or("", |flag| flag.pointer.as_str()), message)]
         })?;
-        Ok(line)
+        let faults = line.files_of_this_machine(job);
+        if faults.is_empty() { Ok(line) } else { Err(faults) }
+    }
+
+    /// What a job would have sent from the worker's machine to a driver of its own in a cluster: the worker's user can read
+    /// what no job is to see. What the operator's policy sends is the operator's to know.
+    fn files_of_this_machine(&self, job: &Job) -> Vec<Fault> {
+        if !self.is_cluster_mode() {
+            return Vec::new();
+        }
+        let sends = |setting: &Setting| {
+            let counts = self.value(setting.identity()) == Some(setting.value());
+            counts && SENT_BY_SUBMIT.contains(&setting.identity())
+        };
+        let flags = job.flags().iter();
+        flags
+            .filter_map(|flag| {
+                let setting = Setting::read(&flag.name, &flag.value).ok().filter(sends)?;
+                let entry = setting.value().split(',').map(str::trim).find(|entry| is_of_this_machine(entry))?;
+                let reason = format!(
+                    "{} would send {entry:?} of the worker's machine into the cluster; name a file that the cluster reaches \
+                     (hdfs:, s3a: ...) or one that every node has (local:), or make it an asset of the job",
+                    flag.name
+                );
+                Some(Fault::new(&flag.pointer, reason))
+            })
+            .collect()
     }
 
     /// Whether the kind of master can run the driver where the deploy mode wants it.
@@ -339,6 +386,15 @@ impl CommandLine {
     }
 }
 
+/// Whether spark-submit takes a file from where it runs: one without a scheme too, whatever the default file system is.
+fn is_of_this_machine(entry: &str) -> bool {
+    let scheme = entry.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    });
+    !entry.is_empty() && scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case("file"))
+}
+
 fn replace(settings: &mut Vec<Setting>, setting: Setting) {
     settings.retain(|earlier| earlier.identity() != setting.identity());
     settings.push(setting);
@@ -528,6 +584,43 @@ mod tests {
         assert_eq!(own.actor(), Actor::Principal { principal: "etl@R".into(), keytab: "/k/etl".into() });
         let all = of(json!({}), &forced).unwrap();
         assert_eq!(all.actor(), Actor::Principal { principal: "all@R".into(), keytab: "/k/all".into() });
+    }
+
+    #[test]
+    fn no_file_of_the_workers_machine_goes_to_a_driver_in_a_cluster() {
+        let of = |parameters: serde_json::Value, policy: &str| {
+            let conf = json!({"--master": "yarn", "--deploy-mode": "cluster"});
+            CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]")
+        };
+        for (name, value) in [
+            ("--files", "file:///etc/security/etl.keytab"),
+            ("--files", "hdfs:///a,/etc/security/etl.keytab#a"),
+            ("--archives", "FILE:/a.zip"),
+            ("--py-files", "etl.py"),
+            ("--jars", "hdfs:///a.jar, ../a:b.jar"),
+            ("spark.files", "/etc/security/etl.keytab"),
+            ("spark.yarn.dist.files", "/etc/security/etl.keytab"),
+            ("spark.yarn.jars", "file:/opt/*"),
+            ("spark.kubernetes.authenticate.driver.oauthTokenFile", "/etc/token"),
+        ] {
+            let faults = of(json!({ name: value }), "").unwrap_err();
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert_eq!(faults[0].pointer, format!("/jobParameters/{name}"));
+            assert!(faults[0].message.contains("of the worker's machine into the cluster"), "{faults:?}");
+        }
+        for (name, value) in [
+            ("--files", "hdfs:///a#b,s3a://bucket/a"),
+            ("--jars", "local:///opt/spark/a.jar"),
+            ("spark.yarn.jars", "local:/opt/spark/jars/*"),
+        ] {
+            assert!(of(json!({ name: value }), "").is_ok(), "{name} {value}");
+        }
+        // What the operator says counts, and is the operator's to know.
+        assert!(of(json!({}), "[defaults]\n\"--jars\" = \"/opt/a.jar\"\n").is_ok());
+        assert!(of(json!({"--jars": "/a.jar"}), "[force]\n\"--jars\" = \"/opt/a.jar\"\n").is_ok());
+        // On the worker's own machine a model can read it anyway.
+        let here = job(json!({"--files": "/etc/hosts"}), json!({}));
+        assert!(CommandLine::of(&here, &Policy::default(), "local[*]").is_ok());
     }
 
     #[test]
