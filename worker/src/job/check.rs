@@ -15,7 +15,7 @@ use super::contract::{self, Contract, Style};
 use super::source::{Function, Said, Source, python_objects};
 use crate::config::{RecordsSettings, Settings, SqlSettings};
 use crate::spark::Mode;
-use crate::spark::argv::CommandLine;
+use crate::spark::argv::{CommandLine, DefaultLogin, default_value};
 use crate::spark::installation::{Environment, Installation, hadoop_file_system};
 use crate::spark::policy::{Policy, PolicyError, Setting};
 use crate::storage::Actor;
@@ -76,6 +76,8 @@ impl Plan {
 pub struct Judge {
     policy: Policy,
     master: String,
+    /// As whom jobs run by `spark-defaults.conf`.
+    login: DefaultLogin,
     python: OsString,
     records: RecordsSettings,
     sql: SqlSettings,
@@ -97,17 +99,22 @@ impl Judge {
         let installation = Installation::find(&settings.spark).ok();
         let environment = Environment::of(&settings.spark, installation.as_ref());
         let defaults = installation.and_then(|installation| installation.defaults(&environment).ok());
-        let named = defaults.and_then(|text| {
-            text.lines().find_map(|line| Some(line.trim().strip_prefix(FILE_SYSTEM)?.trim().to_owned()))
-        });
+        let defaults = defaults.unwrap_or_default();
+        let named = default_value(&defaults, FILE_SYSTEM).filter(|value| !value.is_empty());
         Ok(Self {
             policy,
             master: settings.spark.master.clone(),
+            login: DefaultLogin::of(&defaults),
             python: environment.python().to_owned(),
             records: settings.records.clone(),
             sql: settings.sql.clone(),
             file_system: named.or_else(|| hadoop_file_system(&environment)),
         })
+    }
+
+    /// What spark-submit is told for `job`.
+    fn line(&self, job: &Job) -> Result<CommandLine, Vec<Fault>> {
+        CommandLine::of(job, &self.policy, &self.master, &self.login)
     }
 
     /// Decides what to do for `job`. Blocks: a source that looks wrong is shown to Python.
@@ -126,7 +133,7 @@ impl Judge {
         {
             // Where the source is no Python, what it seems to define is no ground for more complaints.
             faults.push(fault);
-            faults.extend(CommandLine::of(job, &self.policy, &self.master).err().unwrap_or_default());
+            faults.extend(self.line(job).err().unwrap_or_default());
             return Err(faults);
         }
         let mut notes = source.remarks.clone();
@@ -134,7 +141,7 @@ impl Judge {
         let function = function_for(job, &source, &at_source, &mut faults, &mut notes);
         let init = init_for(job, &source, &at_source, &mut faults, &mut notes);
         faults.extend(output_folder_faults(job));
-        let command_line = CommandLine::of(job, &self.policy, &self.master);
+        let command_line = self.line(job);
         let file_system = command_line.as_ref().ok().and_then(|line| self.file_system(line));
         let style = function.as_ref().and_then(|function| {
             let read = match function.shape {
@@ -167,13 +174,13 @@ impl Judge {
     /// Where the driver of `job` may run, as far as its flags say: in a cluster only when they do.
     #[must_use]
     pub fn mode(&self, job: &Job) -> Mode {
-        CommandLine::of(job, &self.policy, &self.master).map_or(Mode::Client, |line| line.mode())
+        self.line(job).map_or(Mode::Client, |line| line.mode())
     }
 
     /// As whom `job` runs; the worker's user, for a job whose flags will not do.
     #[must_use]
     pub fn actor_of(&self, job: &Job) -> Actor {
-        CommandLine::of(job, &self.policy, &self.master).map(|line| line.actor()).unwrap_or_default()
+        self.line(job).map(|line| line.actor()).unwrap_or_default()
     }
 
     /// Settles on this machine what is agreed with a record model. Blocks.
@@ -212,7 +219,7 @@ impl Judge {
     /// worker, for a job whose flags will not do.
     #[must_use]
     pub fn file_system_of(&self, job: &Job) -> Option<String> {
-        match CommandLine::of(job, &self.policy, &self.master) {
+        match self.line(job) {
             Ok(command_line) => self.file_system(&command_line).map(str::to_owned),
             Err(_) => self.file_system.clone().filter(|url| !url.starts_with("file:")),
         }
@@ -527,12 +534,39 @@ mod tests {
         let judge = Judge {
             policy: Policy::default(),
             master: "local[*]".into(),
+            login: DefaultLogin::default(),
             python: "python3".into(),
             records: records(),
             sql: SqlSettings::default(),
             file_system: None,
         };
         judge.plan(&job).map_err(|faults| faults.into_iter().map(|fault| fault.message).collect())
+    }
+
+    #[test]
+    fn whom_spark_defaults_name_is_known_before_anything_is_done_for_a_job() {
+        let place = tempfile::tempdir().unwrap();
+        for (name, content) in [
+            ("bin/spark-submit", ""),
+            (
+                "conf/spark-defaults.conf",
+                "spark.kerberos.principal etl@R\nspark.kerberos.keytab=/k/etl\nspark.hadoop.fs.defaultFS = hdfs://nn:8020\n",
+            ),
+        ] {
+            let path = place.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let mut settings = Settings::load(&crate::config::Sources::default()).unwrap();
+        settings.spark.home = Some(place.path().to_owned());
+        let judge = Judge::of(&settings).unwrap();
+        let document = json!({"id": "j", "jobType": "MODEL_BATCH_JOB", "model": {"storedModel": {"modelAssets": [
+            {"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": "def score(x, y, z): pass"}]}}});
+        let job = Job::read(document.to_string().as_bytes(), None).unwrap();
+        let expected = Actor::Principal { principal: "etl@R".into(), keytab: "/k/etl".into() };
+        assert_eq!(judge.actor_of(&job), expected);
+        assert_eq!(judge.file_system_of(&job).as_deref(), Some("hdfs://nn:8020"));
     }
 
     #[test]

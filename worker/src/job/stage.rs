@@ -237,7 +237,7 @@ mod tests {
     use crate::config::Settings;
     use crate::job::check::Judge;
     use crate::job::contract::Style;
-    use crate::spark::argv::CommandLine;
+    use crate::spark::argv::{CommandLine, DefaultLogin};
     use crate::spark::policy::Policy;
     use serde_json::{Value, json};
     use std::os::unix::fs::PermissionsExt;
@@ -254,7 +254,8 @@ mod tests {
         })
         .to_string();
         let job = Job::read(text.as_bytes(), None).unwrap();
-        let command_line = CommandLine::of(&job, &Policy::default(), "local[*]").unwrap();
+        let command_line =
+            CommandLine::of(&job, &Policy::default(), "local[*]", &DefaultLogin::default()).unwrap();
         let plan = Plan {
             function: "score".into(),
             style: Style::Lists,

@@ -88,18 +88,41 @@ pub struct Sent {
     pub tags: Vec<String>,
 }
 
+/// As whom all jobs run that do not say otherwise, where a `spark-defaults.conf` names somebody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DefaultLogin {
+    principal: Option<String>,
+    keytab: Option<String>,
+}
+
+impl DefaultLogin {
+    /// What the text of a `spark-defaults.conf` says of it, under the names of today or those of before, as spark-submit
+    /// takes it.
+    #[must_use]
+    pub fn of(defaults: &str) -> Self {
+        let first = |names: [&str; 2]| names.into_iter().find_map(|name| default_value(defaults, name));
+        Self {
+            principal: first([PRINCIPAL, "spark.yarn.principal"]),
+            keytab: first([KEYTAB, "spark.yarn.keytab"]),
+        }
+    }
+}
+
 /// What spark-submit is told, the program that it runs left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     settings: Vec<Setting>,
+    /// What counts where these say nothing of it.
+    login: DefaultLogin,
 }
 
 impl CommandLine {
-    /// Puts together what `job` asks for, what `policy` adds and forces, and `master` where nobody names one.
+    /// Puts together what `job` asks for, what `policy` adds and forces, and `master` where nobody names one. `login` is what
+    /// spark-submit will find by itself.
     ///
     /// # Errors
     /// Every flag of the job that cannot be taken, with its place.
-    pub fn of(job: &Job, policy: &Policy, master: &str) -> Result<Self, Vec<Fault>> {
+    pub fn of(job: &Job, policy: &Policy, master: &str, login: &DefaultLogin) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
         let mut settings: Vec<Setting> = Vec::new();
         for requested in job.flags() {
@@ -123,7 +146,7 @@ impl CommandLine {
         for forced in policy.forced() {
             replace(&mut settings, forced);
         }
-        let mut line = Self { settings };
+        let mut line = Self { settings, login: login.clone() };
         if line.value("spark.master").is_none() {
             let master = Setting::read("--master", master).map_err(|reason| {
                 vec![Fault::new("", format!("the worker's setting spark.master: {reason}"))]
@@ -199,23 +222,34 @@ impl CommandLine {
 
     /// Spark takes one way to be somebody else, and spark-submit would refuse two only after its start.
     fn check_identity(&self) -> Result<(), String> {
-        let with_login = [PRINCIPAL, KEYTAB].into_iter().find(|name| self.sets(name));
+        let said = [PRINCIPAL, KEYTAB].into_iter().find(|name| self.sets(name));
+        let with_login = match said {
+            Some(name) => Some((name, "by the job or by the operator's policy")),
+            None => self.login.principal.as_ref().map(|_| (PRINCIPAL, "in spark-defaults.conf")),
+        };
         match (self.value(PROXY_USER), with_login) {
-            (Some(user), Some(other)) => Err(format!(
-                "asks to run as {user:?} by --proxy-user while {other} is set, by the job or by the operator's policy; a job \
-                 runs as one of them"
+            (Some(user), Some((other, place))) => Err(format!(
+                "asks to run as {user:?} by --proxy-user while {other} is set, {place}; a job runs as one of them"
             )),
-            (None, Some(_)) if !(self.sets(PRINCIPAL) && self.sets(KEYTAB)) => Err(format!(
-                "has one of {PRINCIPAL} and {KEYTAB} without the other; see the operator's policy"
-            )),
+            (None, _) if said.is_some() && !(self.principal().is_some() && self.keytab().is_some()) => Err(
+                format!("has one of {PRINCIPAL} and {KEYTAB} without the other; see the operator's policy"),
+            ),
             _ => Ok(()),
         }
+    }
+
+    fn principal(&self) -> Option<&str> {
+        self.value(PRINCIPAL).or(self.login.principal.as_deref())
+    }
+
+    fn keytab(&self) -> Option<&str> {
+        self.value(KEYTAB).or(self.login.keytab.as_deref())
     }
 
     /// As whom it runs.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        match (self.value(PROXY_USER), self.value(PRINCIPAL), self.value(KEYTAB)) {
+        match (self.value(PROXY_USER), self.principal(), self.keytab()) {
             (Some(user), _, _) => Actor::User(user.to_owned()),
             (None, Some(principal), Some(keytab)) => {
                 Actor::Principal { principal: principal.to_owned(), keytab: keytab.into() }
@@ -237,11 +271,7 @@ impl CommandLine {
     /// Whether it sets this property, or the text of a `spark-defaults.conf` does.
     #[must_use]
     pub fn says(&self, property: &str, defaults: &str) -> bool {
-        let by_default = |line: &str| {
-            let end = line.find(|c: char| c.is_whitespace() || c == '=' || c == ':');
-            line.get(..end.unwrap_or(line.len())) == Some(property)
-        };
-        self.sets(property) || defaults.lines().any(|line| by_default(line.trim_start()))
+        self.sets(property) || default_value(defaults, property).is_some()
     }
 
     /// Where the job runs.
@@ -400,6 +430,71 @@ fn replace(settings: &mut Vec<Setting>, setting: Setting) {
     settings.push(setting);
 }
 
+/// What the text of a `spark-defaults.conf` says of a property; the last word counts.
+#[must_use]
+pub fn default_value(defaults: &str, property: &str) -> Option<String> {
+    let mut lines = defaults.lines();
+    let mut found = None;
+    while let Some(line) = lines.next() {
+        let line = line.trim_start();
+        if line.starts_with(['#', '!']) {
+            continue;
+        }
+        let mut whole = line.to_owned();
+        // A line that ends with a backslash, which no other one escapes, goes on in the next.
+        while whole.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1 {
+            whole.pop();
+            let Some(next) = lines.next() else { break };
+            whole.push_str(next.trim_start());
+        }
+        let (name, value) = name_and_value(&whole);
+        if name == property {
+            found = Some(value.trim().to_owned());
+        }
+    }
+    found
+}
+
+/// Takes a line apart as `java.util.Properties.load` does.
+fn name_and_value(line: &str) -> (String, String) {
+    let mut is_escaped = false;
+    let end = line.find(|c: char| {
+        let ends = !is_escaped && (c.is_whitespace() || matches!(c, '=' | ':'));
+        is_escaped = c == '\\' && !is_escaped;
+        ends
+    });
+    let (name, rest) = line.split_at(end.unwrap_or(line.len()));
+    let rest = rest.trim_start();
+    let value = rest.strip_prefix(['=', ':']).unwrap_or(rest).trim_start();
+    (unescape(name), unescape(value))
+}
+
+/// The other way round than [`escape`].
+fn unescape(part: &str) -> String {
+    let mut units: Vec<u16> = Vec::with_capacity(part.len());
+    let mut characters = part.chars();
+    while let Some(character) = characters.next() {
+        let character = match character {
+            '\\' => match characters.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('f') => '\u{c}',
+                Some('u') => {
+                    let digits: String = characters.by_ref().take(4).collect();
+                    units.extend(u16::from_str_radix(&digits, 16));
+                    continue;
+                }
+                Some(other) => other,
+                None => break,
+            },
+            other => other,
+        };
+        units.extend_from_slice(character.encode_utf16(&mut [0; 2]));
+    }
+    String::from_utf16_lossy(&units)
+}
+
 /// The text of a properties file (`java.util.Properties`) with `defaults`, which is one already, and `properties`.
 ///
 /// spark-submit reads its `spark-defaults.conf` only when it is given no other file, so that file's text is `defaults`.
@@ -458,9 +553,13 @@ mod tests {
         Job::read(document.to_string().as_bytes(), None).unwrap()
     }
 
+    /// Where no `spark-defaults.conf` says anything.
+    fn of(job: &Job, policy: &Policy, master: &str) -> Result<CommandLine, Vec<Fault>> {
+        CommandLine::of(job, policy, master, &DefaultLogin::default())
+    }
+
     fn arguments(parameters: serde_json::Value, conf: serde_json::Value, policy: &str) -> Vec<String> {
-        let line =
-            CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
+        let line = of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]").unwrap();
         line.arguments(&Sent::default())
             .iter()
             .map(|argument| argument.to_string_lossy().into_owned())
@@ -504,8 +603,7 @@ mod tests {
     #[test]
     fn modules_go_to_the_executors_beside_what_the_job_sends() {
         let policy = Policy::default();
-        let line = CommandLine::of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local")
-            .unwrap();
+        let line = of(&job(json!({"--py-files": "hdfs:///x.py"}), json!({})), &policy, "local").unwrap();
         let arguments = line.arguments(&Sent { modules: vec!["/a b/modules.zip".into()], ..Sent::default() });
         assert_eq!(arguments[..2], ["--py-files", "/a b/modules.zip,hdfs:///x.py"]);
         assert!(!arguments[2..].iter().any(|argument| argument == "--py-files"));
@@ -514,9 +612,7 @@ mod tests {
     #[test]
     fn an_environment_goes_to_the_executors_beside_the_archives_of_the_job() {
         let policy = Policy::default();
-        let line =
-            CommandLine::of(&job(json!({"--archives": "hdfs:///x.zip#x"}), json!({})), &policy, "local")
-                .unwrap();
+        let line = of(&job(json!({"--archives": "hdfs:///x.zip#x"}), json!({})), &policy, "local").unwrap();
         let arguments = line.arguments(&Sent { environment: Some("/e.tar.gz".into()), ..Sent::default() });
         assert_eq!(
             arguments[..4],
@@ -533,7 +629,7 @@ mod tests {
     #[test]
     fn a_session_whose_java_is_idle_starts_fast_unless_somebody_says_otherwise() {
         let names = |conf: serde_json::Value, defaults: &str, variable: Option<&str>| {
-            let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local").unwrap();
+            let line = of(&job(json!({}), conf), &Policy::default(), "local").unwrap();
             let mut environment = Environment::default();
             if let Some(variable) = variable {
                 environment.set(variable, "-XX:+UseG1GC");
@@ -552,7 +648,7 @@ mod tests {
     #[test]
     fn secrets_are_no_arguments() {
         let conf = json!({"spark.hadoop.fs.s3a.secret.key": "p\u{e4} ss=1\\\n"});
-        let line = CommandLine::of(&job(json!({}), conf), &Policy::default(), "local[*]").unwrap();
+        let line = of(&job(json!({}), conf), &Policy::default(), "local[*]").unwrap();
         assert!(!format!("{:?}", line.arguments(&Sent::default())).contains("secret"));
         assert_eq!(
             properties_file("spark.a 1", &line.secrets()),
@@ -563,34 +659,88 @@ mod tests {
     #[test]
     fn a_job_runs_as_one_user_whose_keytab_the_operator_names() {
         let rules = "[identity]\nproxy_users = [\"ann\"]\n[identity.keytabs]\n\"etl@R\" = \"/k/etl\"\n";
-        let of = |parameters: serde_json::Value, policy: &str| {
-            CommandLine::of(&job(parameters, json!({})), &toml::from_str(policy).unwrap(), "local[*]")
+        let line_of = |parameters: serde_json::Value, policy: &str| {
+            of(&job(parameters, json!({})), &toml::from_str(policy).unwrap(), "local[*]")
         };
-        assert_eq!(of(json!({}), rules).unwrap().actor(), Actor::Worker);
-        let line = of(json!({"--proxy-user": "ann"}), rules).unwrap();
+        assert_eq!(line_of(json!({}), rules).unwrap().actor(), Actor::Worker);
+        let line = line_of(json!({"--proxy-user": "ann"}), rules).unwrap();
         assert_eq!(line.actor(), Actor::User("ann".into()));
         assert!(line.arguments(&Sent::default()).windows(2).any(|pair| pair == ["--proxy-user", "ann"]));
-        let line = of(json!({"--principal": "etl@R"}), rules).unwrap();
+        let line = line_of(json!({"--principal": "etl@R"}), rules).unwrap();
         assert_eq!(line.actor(), Actor::Principal { principal: "etl@R".into(), keytab: "/k/etl".into() });
         // Where a keytab lies is no secret, and what is in it is no argument.
         let arguments = line.arguments(&Sent::default());
         assert!(arguments.iter().any(|argument| argument == "spark.kerberos.keytab=/k/etl"), "{arguments:?}");
-        let faults = of(json!({"--proxy-user": "ann", "--principal": "etl@R"}), rules).unwrap_err();
+        let faults = line_of(json!({"--proxy-user": "ann", "--principal": "etl@R"}), rules).unwrap_err();
         assert_eq!(faults[0].pointer, "/jobParameters/--proxy-user");
         assert!(faults[0].message.contains("a job runs as one of them"), "{faults:?}");
         let forced = format!("{rules}[defaults]\n\"--principal\" = \"all@R\"\n\"--keytab\" = \"/k/all\"\n");
-        assert!(of(json!({"--proxy-user": "ann"}), &forced).is_err());
-        let own = of(json!({"--principal": "etl@R"}), &forced).unwrap();
+        assert!(line_of(json!({"--proxy-user": "ann"}), &forced).is_err());
+        let own = line_of(json!({"--principal": "etl@R"}), &forced).unwrap();
         assert_eq!(own.actor(), Actor::Principal { principal: "etl@R".into(), keytab: "/k/etl".into() });
-        let all = of(json!({}), &forced).unwrap();
+        let all = line_of(json!({}), &forced).unwrap();
         assert_eq!(all.actor(), Actor::Principal { principal: "all@R".into(), keytab: "/k/all".into() });
     }
 
     #[test]
+    fn who_is_named_in_spark_defaults_is_whom_jobs_run_as_that_do_not_say_otherwise() {
+        let rules = "[identity]\nproxy_users = [\"ann\"]\n[identity.keytabs]\n\"etl@R\" = \"/k/etl\"\n";
+        let line_of = |parameters: serde_json::Value, policy: &str, defaults: &str| {
+            let policy = toml::from_str(policy).unwrap();
+            CommandLine::of(&job(parameters, json!({})), &policy, "local[*]", &DefaultLogin::of(defaults))
+        };
+        let all = Actor::Principal { principal: "all@R".into(), keytab: "/k/all".into() };
+        for defaults in [
+            "spark.kerberos.principal all@R\nspark.kerberos.keytab /k/all\n",
+            "spark.yarn.principal=all@R\nspark.yarn.keytab: /k/all",
+            "spark.kerberos.principal=all@R\nspark.yarn.principal=old@R\nspark.kerberos.keytab=/k/all",
+        ] {
+            assert_eq!(line_of(json!({}), rules, defaults).unwrap().actor(), all, "{defaults}");
+            let own = line_of(json!({"--principal": "etl@R"}), rules, defaults).unwrap();
+            assert_eq!(own.actor().user(), Some("etl"), "{defaults}");
+            // spark-submit would say so only after its start.
+            let faults = line_of(json!({"--proxy-user": "ann"}), rules, defaults).unwrap_err();
+            assert_eq!(faults[0].pointer, "/jobParameters/--proxy-user");
+            assert!(faults[0].message.contains("is set, in spark-defaults.conf"), "{faults:?}");
+        }
+        // One without the other makes nobody log in.
+        for defaults in
+            ["spark.kerberos.principal all@R", "spark.kerberos.keytab /k/all", "# spark.kerberos.principal x"]
+        {
+            assert_eq!(line_of(json!({}), rules, defaults).unwrap().actor(), Actor::Worker, "{defaults}");
+        }
+        let keytab = "spark.kerberos.keytab /k/all";
+        assert_eq!(
+            line_of(json!({"--proxy-user": "ann"}), rules, keytab).unwrap().actor(),
+            Actor::User("ann".into())
+        );
+    }
+
+    #[test]
+    fn spark_defaults_are_read_as_java_reads_them() {
+        let text = "# spark.a no\n! spark.a no\n\n  spark.a = 1 \nspark.b:2\nspark.c\t x=y\nspark.long one\\\n  \ttwo\\\\\n\
+                    spark.u \\u00e4\\tz\nspark.a\\ b 3\nspark.none\nspark.a 4";
+        for (name, value) in [
+            ("spark.a", Some("4")),
+            ("spark.b", Some("2")),
+            ("spark.c", Some("x=y")),
+            ("spark.long", Some("onetwo\\")),
+            ("spark.u", Some("\u{e4}\tz")),
+            ("spark.a b", Some("3")),
+            ("spark.none", Some("")),
+            ("spark", None),
+        ] {
+            assert_eq!(default_value(text, name).as_deref(), value, "{name}");
+        }
+        let written = properties_file(text, &BTreeMap::from([("spark.p", " p\u{e4} ss=1\\\n\u{1f600}x")]));
+        assert_eq!(default_value(&written, "spark.p").as_deref(), Some("p\u{e4} ss=1\\\n\u{1f600}x"));
+    }
+
+    #[test]
     fn no_file_of_the_workers_machine_goes_to_a_driver_in_a_cluster() {
-        let of = |parameters: serde_json::Value, policy: &str| {
+        let line_of = |parameters: serde_json::Value, policy: &str| {
             let conf = json!({"--master": "yarn", "--deploy-mode": "cluster"});
-            CommandLine::of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]")
+            of(&job(parameters, conf), &toml::from_str(policy).unwrap(), "local[*]")
         };
         for (name, value) in [
             ("--files", "file:///etc/security/etl.keytab"),
@@ -603,7 +753,7 @@ mod tests {
             ("spark.yarn.jars", "file:/opt/*"),
             ("spark.kubernetes.authenticate.driver.oauthTokenFile", "/etc/token"),
         ] {
-            let faults = of(json!({ name: value }), "").unwrap_err();
+            let faults = line_of(json!({ name: value }), "").unwrap_err();
             assert_eq!(faults.len(), 1, "{faults:?}");
             assert_eq!(faults[0].pointer, format!("/jobParameters/{name}"));
             assert!(faults[0].message.contains("of the worker's machine into the cluster"), "{faults:?}");
@@ -613,35 +763,32 @@ mod tests {
             ("--jars", "local:///opt/spark/a.jar"),
             ("spark.yarn.jars", "local:/opt/spark/jars/*"),
         ] {
-            assert!(of(json!({ name: value }), "").is_ok(), "{name} {value}");
+            assert!(line_of(json!({ name: value }), "").is_ok(), "{name} {value}");
         }
         // What the operator says counts, and is the operator's to know.
-        assert!(of(json!({}), "[defaults]\n\"--jars\" = \"/opt/a.jar\"\n").is_ok());
-        assert!(of(json!({"--jars": "/a.jar"}), "[force]\n\"--jars\" = \"/opt/a.jar\"\n").is_ok());
+        assert!(line_of(json!({}), "[defaults]\n\"--jars\" = \"/opt/a.jar\"\n").is_ok());
+        assert!(line_of(json!({"--jars": "/a.jar"}), "[force]\n\"--jars\" = \"/opt/a.jar\"\n").is_ok());
         // On the worker's own machine a model can read it anyway.
         let here = job(json!({"--files": "/etc/hosts"}), json!({}));
-        assert!(CommandLine::of(&here, &Policy::default(), "local[*]").is_ok());
+        assert!(of(&here, &Policy::default(), "local[*]").is_ok());
     }
 
     #[test]
     fn the_memory_of_a_driver_is_known_in_bytes() {
-        let of = |parameters: serde_json::Value| {
-            let line = CommandLine::of(&job(parameters, json!({})), &Policy::default(), "local[*]").unwrap();
+        let memory = |parameters: serde_json::Value| {
+            let line = of(&job(parameters, json!({})), &Policy::default(), "local[*]").unwrap();
             line.driver_memory()
         };
-        assert_eq!(of(json!({"--driver-memory": "512MB"})), Some(512 << 20));
-        assert_eq!(of(json!({"spark.driver.memory": "2g"})), Some(2 << 30));
-        assert_eq!(of(json!({})), None);
+        assert_eq!(memory(json!({"--driver-memory": "512MB"})), Some(512 << 20));
+        assert_eq!(memory(json!({"spark.driver.memory": "2g"})), Some(2 << 30));
+        assert_eq!(memory(json!({})), None);
     }
 
     #[test]
     fn every_flag_that_cannot_be_taken_is_named_with_its_place() {
-        let faults = CommandLine::of(
-            &job(json!({"--class": "x", "--nope": "y"}), json!({})),
-            &Policy::default(),
-            "local[*]",
-        )
-        .unwrap_err();
+        let faults =
+            of(&job(json!({"--class": "x", "--nope": "y"}), json!({})), &Policy::default(), "local[*]")
+                .unwrap_err();
         let places: Vec<_> = faults.iter().map(|fault| fault.pointer.as_str()).collect();
         assert_eq!(places, ["/jobParameters/--class", "/jobParameters/--nope"]);
     }
