@@ -42,6 +42,11 @@ pub(super) fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
     if let Some(Cut::Stopped(StopReason::OwnershipLost)) = cut {
         return Verdict::Stopped(StopReason::OwnershipLost);
     }
+    // Ended by a worker that is no more, whose word it was.
+    let cut = cut.or_else(|| match &ending.outcome {
+        Outcome::Cluster(end) if end.cause == Cause::RunDeadline => Some(Cut::RunDeadline),
+        _ => None,
+    });
     let report = ending.report.take();
     match (&ending.outcome, report) {
         (Outcome::Left, _) => {
@@ -378,6 +383,9 @@ mod tests {
         );
         assert_eq!((late(Cut::RunDeadline).0, late(Cut::RunDeadline).2), (FailureClass::Timeout, false));
         assert_eq!(late(Cut::SubmitDeadline).0, FailureClass::Submit);
+        // The worker that ended it for that could not tell it any more.
+        let noted = failure(judged(None, cluster(ClusterVerdict::Failed, Cause::RunDeadline, ""), None));
+        assert_eq!((noted.0, noted.2), (FailureClass::Timeout, false));
         // It was done when the deadline passed.
         let done =
             judged(completed(), cluster(ClusterVerdict::Succeeded, Cause::Other, ""), Some(Cut::RunDeadline));

@@ -253,6 +253,9 @@ async fn end(context: &Context, application: &mut dyn Application, stop: &mut St
         Cut::SubmitDeadline | Cut::PendingDeadline | Cut::Forgotten | Cut::RunDeadline => stop.reason(),
     };
     tracing::debug!(?cut, "an application is brought to its end");
+    if cut == Cut::RunDeadline {
+        application.ends_for_run_deadline();
+    }
     let grace = tokio::time::sleep(context.settings.job.kill_grace);
     tokio::pin!(grace);
     let (mut is_asked, mut is_killed) = (false, false);

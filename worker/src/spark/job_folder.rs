@@ -258,14 +258,21 @@ fn create(folder: &Path, path: &str) -> io::Result<std::fs::File> {
 }
 
 #[cfg(test)]
+impl JobFolder {
+    /// A job's folder on this machine, as if it were elsewhere.
+    pub(super) fn here(place: &Path) -> Self {
+        let storage = Storage::default();
+        Self { place: storage.place(&place.display().to_string()).unwrap(), storage }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A job's folder on this machine, as if it were elsewhere.
     fn folder(place: &Path) -> JobFolder {
-        let storage = Storage::default();
-        JobFolder { place: storage.place(&place.display().to_string()).unwrap(), storage }
+        JobFolder::here(place)
     }
 
     #[tokio::test]

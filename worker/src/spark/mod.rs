@@ -95,6 +95,10 @@ pub trait Application: Send {
     /// Cancelling the call loses nothing.
     fn changed(&mut self) -> Awaited<'_, Change>;
 
+    /// Says, before it is asked to end, that it is because it ran for too long: whoever follows it after this process is to
+    /// know, where that can be noted.
+    fn ends_for_run_deadline(&self) {}
+
     /// Asks it to end; returns at once.
     fn terminate(&self);
 
@@ -273,6 +277,8 @@ pub enum Cause {
     Evicted,
     /// The machine of its driver was lost.
     NodeLost,
+    /// This service ended it, since it ran for too long.
+    RunDeadline,
     /// The driver ended with this code.
     Exit(i32),
     /// Something else.

@@ -28,6 +28,8 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const LARGEST_LINE: usize = 8 << 20;
 /// How many pods are asked for at a time.
 const PAGE: u32 = 500;
+/// How many pages a list has at most: those of half a million pods.
+const MOST_PAGES: usize = 1000;
 /// After how long the server is to end a watch, so that one whose connection is dead is not trusted for longer.
 const WATCH: Duration = Duration::from_secs(50);
 /// How much longer it may be silent.
@@ -194,7 +196,7 @@ impl Api {
     pub async fn list(&self, service: &str) -> Result<Listed, ApiError> {
         let mut listed = Listed::default();
         let mut next: Option<String> = None;
-        loop {
+        for _ in 0..MOST_PAGES {
             let mut what = format!("pods?labelSelector={}&limit={PAGE}", selector(service));
             if let Some(next) = &next {
                 what.push_str(&format!("&continue={}", segment(next)));
@@ -214,6 +216,7 @@ impl Api {
                 _ => return Ok(listed),
             }
         }
+        Err(self.away(format!("its list of pods has more than {MOST_PAGES} pages")))
     }
 
     /// What happens to the pods of `service` from `version` on, for some time.
@@ -257,15 +260,36 @@ impl Api {
         }
         let response = self.begin(Method::DELETE, &format!("pods/{name}"), Some(&options)).await?;
         if response.status() == StatusCode::CONFLICT {
-            return match self.body(response).await.and_then(|text| self.read::<Status>(&text)) {
-                Ok(status) if status.kind == "Status" => Ok(Deletion::Gone),
-                _ => Err(self.away("it answers with a conflict of nobody's")),
+            let status = self.body(response).await.and_then(|text| self.read::<Status>(&text));
+            let Some(status) = status.ok().filter(|status| status.kind == "Status") else {
+                return Err(self.away("it answers with a conflict of nobody's"));
+            };
+            // Another pod under its name is one conflict, and there are others.
+            return match self.pod(name).await? {
+                Some(pod) if pod.uid() == uid => {
+                    Err(self
+                        .away(one_line(status.message.as_deref().unwrap_or("it answers with a conflict"))))
+                }
+                _ => Ok(Deletion::Gone),
             };
         }
         match self.answer(response).await? {
             Some(_) => Ok(Deletion::Asked),
             None => Ok(Deletion::Gone),
         }
+    }
+
+    /// Notes something at the pod `name`, in an annotation, if it is still the one with this `uid`.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn note(&self, name: &str, uid: &str, annotation: &str, text: &str) -> Result<(), ApiError> {
+        // With another uid it is a conflict.
+        let patch = json!({"metadata": {"uid": uid, "annotations": {annotation: text}}});
+        let response = self
+            .begin_with(Method::PATCH, &format!("pods/{name}"), Some(&patch), "application/merge-patch+json")
+            .await?;
+        self.answer(response).await.map(|_| ())
     }
 
     /// What the container has written, as it comes. Nothing when there is no such pod.
@@ -330,13 +354,23 @@ impl Api {
         what: &str,
         content: Option<&Value>,
     ) -> Result<Response<Body>, ApiError> {
+        self.begin_with(method, what, content, "application/json").await
+    }
+
+    async fn begin_with(
+        &self,
+        method: Method,
+        what: &str,
+        content: Option<&Value>,
+        kind: &str,
+    ) -> Result<Response<Body>, ApiError> {
         let path = format!("/api/v1/namespaces/{}/{what}", self.namespace);
         let body = content.map(|content| content.to_string().into_bytes()).unwrap_or_default();
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::ACCEPT, "application/json")
-            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::CONTENT_TYPE, kind)
             .body(Body::from(body))
             .map_err(|error| self.away(error.to_string()))?;
         match timeout(ANSWER, self.client.send(request)).await {
@@ -631,11 +665,15 @@ mod tests {
     #[tokio::test]
     async fn only_the_pod_that_was_meant_is_deleted() {
         let gone = status(404, "NotFound", "pods \"p\" not found").to_string();
+        let another = pod("p", 1, "Running", json!({})).to_string().replace(UID, "uid-another");
         let other = status(409, "Conflict", "the UID in the precondition (uid-p) does not match").to_string();
         let server = Scripted::start(vec![
             answer("200 OK", &pod("p", 1, "Running", json!({})).to_string()),
             answer("404 Not Found", &gone),
             answer("409 Conflict", &other),
+            answer("200 OK", &another),
+            answer("409 Conflict", &other),
+            answer("200 OK", &pod("p", 1, "Running", json!({})).to_string()),
             answer("409 Conflict", "<html>"),
         ])
         .await;
@@ -644,6 +682,8 @@ mod tests {
         assert_eq!(api.delete("p", UID, grace).await, Ok(Deletion::Asked));
         assert_eq!(api.delete("p", UID, None).await, Ok(Deletion::Gone));
         assert_eq!(api.delete("p", UID, None).await, Ok(Deletion::Gone));
+        // A conflict while it is there is some other one: it is not gone.
+        assert!(is_away(&api.delete("p", UID, None).await));
         assert!(is_away(&api.delete("p", UID, None).await));
         let asked = server.asked.lock().unwrap().clone();
         assert!(asked[0].starts_with("DELETE /api/v1/namespaces/team/pods/p "), "{}", asked[0]);
@@ -653,6 +693,15 @@ mod tests {
             asked[0]
         );
         assert!(!asked[1].contains("gracePeriodSeconds"), "{}", asked[1]);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_never_ends_is_given_up() {
+        let pages: Vec<String> =
+            (0..=MOST_PAGES).map(|number| list(&[], 7, &format!("page {number}"))).collect();
+        let server = Scripted::start(pages).await;
+        let told = api(&server).list("mine").await.unwrap_err().to_string();
+        assert!(told.ends_with("its list of pods has more than 1000 pages"), "{told}");
     }
 
     #[test]

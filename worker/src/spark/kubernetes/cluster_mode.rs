@@ -25,9 +25,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -36,7 +38,7 @@ use super::access::{Access, access};
 use super::api::{Api, ApiError, Deletion, is_namespace};
 use super::follow::{Following, Pace, Sight, Watch};
 use super::logs;
-use super::pod::{JOB, Pod, Report, SERVICE, State, TICKET};
+use super::pod::{ENDED_FOR, JOB, Pod, Report, SERVICE, State, TICKET};
 use crate::config::{Keep, KeepPods, KubernetesSettings, Settings};
 use crate::spark::argv::Sent;
 use crate::spark::client_mode::{ClientMode, Launcher};
@@ -45,7 +47,7 @@ use crate::spark::elsewhere::{
     never_accepted, patiently, sleep_until,
 };
 use crate::spark::guard::{Exit, ExitStatus, Running};
-use crate::spark::job_folder::{JobFolder, LastWord, Stage};
+use crate::spark::job_folder::{FolderError, JobFolder, LastWord, Stage};
 use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
 use crate::spark::policy::kubernetes_server;
 use crate::spark::{
@@ -68,6 +70,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// How long the removal of a pod that counts no more is waited for, before it is told that it does not go.
 const REMOVAL: Duration = Duration::from_secs(120);
+/// How it is noted at a pod that it is deleted because its driver ran for too long.
+const RUN_DEADLINE: &str = "run-deadline";
 /// How long bringing a log may take, and bringing that of a driver that is about to be ended.
 const LOG: Duration = Duration::from_secs(60);
 const LOG_BEFORE_END: Duration = Duration::from_secs(5);
@@ -111,10 +115,12 @@ struct LogWishes {
 struct Cluster {
     logs: LogWishes,
     watch: Watch,
-    storage: Storage,
-    folder: String,
+    /// Where the folder of a job with this tag is.
+    folder_of: FolderOf,
     settings: KubernetesSettings,
 }
+
+type FolderOf = Box<dyn Fn(&str) -> Result<JobFolder, FolderError> + Send + Sync>;
 
 impl From<ApiError> for Trouble {
     fn from(error: ApiError) -> Self {
@@ -181,10 +187,10 @@ impl PodMode {
             }
         };
         let api = Api::new(access.client.clone(), &place.server, &namespace);
+        let storage = self.storage.clone();
         let cluster = Arc::new(Cluster {
             watch: Watch::new(api, &service_label(&self.settings.service), Pace::default()),
-            storage: self.storage.clone(),
-            folder,
+            folder_of: Box::new(move |tag| JobFolder::of(&storage, &folder, tag)),
             settings: self.settings.clone(),
             logs: self.logs,
         });
@@ -359,7 +365,7 @@ impl Cluster {
     }
 
     fn job_folder(&self, tag: &str) -> Result<JobFolder, SubmitError> {
-        Ok(JobFolder::of(&self.storage, &self.folder, tag).map_err(Trouble::from)?)
+        Ok((self.folder_of)(tag).map_err(Trouble::from)?)
     }
 
     fn api(&self) -> &Api {
@@ -390,7 +396,7 @@ impl Cluster {
 
     /// Looks once for what there is of a job, and makes sure that nothing else of it can begin.
     async fn search(&self, tag: &str) -> Result<Option<FoundLaunch>, Trouble> {
-        let folder = JobFolder::of(&self.storage, &self.folder, tag)?;
+        let folder = (self.folder_of)(tag)?;
         match self.look(tag, &folder).await? {
             There::Counts(ticket, report) => return Ok(Some(FoundLaunch { ticket, report: Some(report) })),
             There::CountsNoMore(report) => self.remove(&report).await?,
@@ -468,9 +474,10 @@ impl Cluster {
         let folder = self.job_folder(&tag)?;
         let lost = found.report.is_none().then(|| {
             format!(
-                "the pod {}:{} is gone, of which a driver had begun; somebody has deleted it",
+                "the pod {}:{} is gone, of which a driver had begun; {}",
                 self.api().namespace(),
-                name_of(&tag)
+                name_of(&tag),
+                what_to_do(self.api().namespace(), &name_of(&tag), None)
             )
         });
         let application = PodApplication::new(self.clone(), folder, tag, found.ticket, sought);
@@ -513,6 +520,16 @@ struct PodApplication {
     is_whole: bool,
     /// When it was last asked to end, by us.
     asked: Option<(Want, Instant)>,
+    /// Since when it is to end.
+    ending_since: Option<Instant>,
+    /// It was told that it takes long.
+    is_late_told: bool,
+    /// Its deletion was refused, and is not asked for before that.
+    refused_until: Option<Instant>,
+    /// It is to end because it ran for too long.
+    ran_too_long: AtomicBool,
+    /// For how long it had run when it was taken up.
+    ran_before: Duration,
     /// Its log was brought here before it was ended, or why not.
     logged: Option<Result<(), String>>,
     /// It is nowhere to be found, and why.
@@ -547,6 +564,11 @@ impl PodApplication {
             is_gone: false,
             is_whole: false,
             asked: None,
+            ending_since: None,
+            is_late_told: false,
+            refused_until: None,
+            ran_too_long: AtomicBool::new(false),
+            ran_before: Duration::ZERO,
             logged: None,
             lost: None,
             wanted,
@@ -601,9 +623,10 @@ impl PodApplication {
     fn sighted(&mut self, sight: Sight) {
         match sight {
             Sight::There(report) => self.see(*report),
-            Sight::Gone { last: Some(last), .. } if last.ticket.as_ref() == Some(&self.ticket) => {
+            Sight::Gone { last: Some(last), is_told, .. } if last.ticket.as_ref() == Some(&self.ticket) => {
                 self.see(*last);
-                self.is_gone = true;
+                // What it was before a gap is not what it was when it went.
+                self.is_gone |= is_told;
             }
             Sight::Gone { .. } | Sight::NotYet | Sight::Unknown { .. } => {}
         }
@@ -668,6 +691,10 @@ impl PodApplication {
             }
             if known.state == State::Running && !self.has_started {
                 self.has_started = true;
+                if self.is_adopted {
+                    let since = known.since.map(|since| Timestamp::now().duration_since(since));
+                    self.ran_before = since.and_then(|ran| ran.try_into().ok()).unwrap_or_default();
+                }
                 return Some(Change::Started);
             }
             if known.state == State::Running && !self.is_running {
@@ -791,9 +818,10 @@ impl PodApplication {
         match self.following.sight() {
             Sight::Unknown { since, error } if since.elapsed() >= lost_after && self.launcher.is_none() => {
                 self.lost = Some(format!(
-                    "{} has been unknown for {} s (kubernetes.lost_after): {error}",
+                    "{} has been unknown for {} s (kubernetes.lost_after): {error}; {}",
                     self.id(),
-                    lost_after.as_secs()
+                    lost_after.as_secs(),
+                    self.what_to_do()
                 ));
                 return Some(self.ended(false).await);
             }
@@ -809,7 +837,7 @@ impl PodApplication {
         }
         match self.was_never_accepted(false).await {
             Ok(true) => Some(never_accepted(exit)),
-            Ok(false) => None,
+            Ok(false) => self.ask_again(),
             Err(trouble) => {
                 tracing::warn!(
                     pod = self.name,
@@ -822,13 +850,30 @@ impl PodApplication {
         }
     }
 
+    /// What whoever reads of a lost driver can do.
+    fn what_to_do(&self) -> String {
+        what_to_do(self.cluster.api().namespace(), &self.name, self.known.as_ref())
+    }
+
     async fn look_whether_gone(&mut self) -> Option<Change> {
         let uid = self.known.as_ref().map(|known| known.uid.clone());
         match self.cluster.api().pod(&self.name).await.map(|pod| pod.map(Pod::report)) {
             Ok(Some(report)) if Some(&report.uid) == uid.as_ref() => self.see(report),
             Ok(_) => {
                 self.is_gone = true;
-                return Some(self.ended(true).await);
+                let told = self.known.as_ref().filter(|known| {
+                    known.is_deleted || known.is_over() || known.disruption.is_some() || !self.has_started
+                });
+                if told.is_some() {
+                    return Some(self.ended(true).await);
+                }
+                // Somebody may have deleted it, or its machine is lost, or it was done and collected: nobody has seen it.
+                self.lost = Some(format!(
+                    "the pod {} went while nobody could see what became of it; {}",
+                    self.id(),
+                    self.what_to_do()
+                ));
+                return Some(self.ended(false).await);
             }
             Err(error) => {
                 tracing::debug!(pod = self.name, %error, "it cannot be known whether a pod is gone")
@@ -865,6 +910,16 @@ impl PodApplication {
                 There::Nothing => {}
             }
         }
+        let stage = self.folder.tickets().await?.get(&self.ticket).copied();
+        if stage > Some(Stage::Open) {
+            // It was there, and went before anybody could see it.
+            self.lost = Some(format!(
+                "the pod {} came and went while nobody could see it, and its driver had begun; {}",
+                self.id(),
+                self.what_to_do()
+            ));
+            return Ok(false);
+        }
         Ok(true)
     }
 
@@ -883,7 +938,7 @@ impl PodApplication {
                 Ok(true) => match self.launched {
                     Some((exit, _)) => Some(never_accepted(exit)),
                     None => {
-                        self.lost = Some("there is no pod of the job".to_owned());
+                        self.lost = Some(format!("there is no pod of the job; {}", self.what_to_do()));
                         Some(self.ended(false).await)
                     }
                 },
@@ -899,18 +954,32 @@ impl PodApplication {
                 }
             };
         };
-        if self.is_gone || (known.is_over() && self.asked.is_none()) {
+        // Once it was asked to end, its kubelet's word that it did counts, whatever keeps the pod itself.
+        let is_over = if self.asked.is_none() { known.is_over() } else { known.is_certainly_over() };
+        if self.is_gone || is_over {
             return Some(self.ended(true).await);
         }
         if self.logged.is_none() && matches!(known.state, State::Running | State::Over(_)) {
             // It goes with the pod.
             self.logged = Some(self.fetch_log(&known, LOG_BEFORE_END).await);
         }
+        let since = *self.ending_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= REMOVAL && !self.is_late_told {
+            self.is_late_told = true;
+            tracing::warn!(
+                pod = self.name,
+                namespace = self.cluster.api().namespace(),
+                node = known.node,
+                "the pod has not gone for {} s after it was to end; see that its machine answers, and which finalizers it has",
+                REMOVAL.as_secs()
+            );
+        }
         let is_due = match self.asked {
             None => true,
             Some((before, when)) => before < want || when.elapsed() >= ASK_AGAIN,
-        };
+        } && self.refused_until.is_none_or(|until| Instant::now() >= until);
         if is_due {
+            self.note_why(&known).await;
             let grace = (want == Want::EndNow).then_some(AT_ONCE);
             match self.cluster.api().delete(&self.name, &known.uid, grace).await {
                 Ok(Deletion::Asked) => self.asked = Some((want, Instant::now())),
@@ -921,8 +990,8 @@ impl PodApplication {
                 Err(error) => {
                     tracing::warn!(pod = self.name, %error, "the pod cannot be deleted; asking again");
                     let pause = if error.may_pass() { FIRST_PAUSE } else { LONGEST_PAUSE };
-                    tokio::time::sleep(pause).await;
-                    return self.ask_again();
+                    // It may end by itself meanwhile, and that is looked for below.
+                    self.refused_until = Some(Instant::now() + pause);
                 }
             }
         }
@@ -942,6 +1011,16 @@ impl PodApplication {
         }
         tokio::time::sleep(LOOK).await;
         self.ask_again()
+    }
+
+    /// Notes at the pod why it is about to be deleted, for whoever follows it when this process is no more.
+    async fn note_why(&mut self, known: &Report) {
+        if !self.ran_too_long.load(Ordering::Relaxed) || self.asked.is_some() {
+            return;
+        }
+        if let Err(error) = self.cluster.api().note(&self.name, &known.uid, ENDED_FOR, RUN_DEADLINE).await {
+            tracing::warn!(pod = self.name, %error, "why the pod is deleted could not be noted at it");
+        }
     }
 
     /// Lets the next round look at what is wanted once more.
@@ -1030,25 +1109,50 @@ impl PodApplication {
     }
 }
 
+/// What can be done about a driver of which nobody says that it has ended.
+fn what_to_do(namespace: &str, name: &str, known: Option<&Report>) -> String {
+    let machine = match known.and_then(|known| known.node.as_deref()) {
+        Some(node) => format!("see that the machine {node} answers, or is off"),
+        None => "see that its machine answers, or is off".to_owned(),
+    };
+    format!(
+        "a driver may still run until it finds that its launch counts no more: look with kubectl get pod -n {namespace} {name} \
+         and delete the pod if it is there; if it is not, {machine}"
+    )
+}
+
 /// What the API server says about the end of a driver that has left its last word, or none.
 fn end_of(id: String, known: &Report, has_word: bool) -> ClusterEnd {
+    // A pod can be taken from the API server while its machine still runs it.
+    let unconfirmed = if known.may_still_run() {
+        let (namespace, name) = id.split_once(':').unwrap_or_default();
+        format!("; no kubelet says that it has ended, and {}", what_to_do(namespace, name, Some(known)))
+    } else {
+        String::new()
+    };
     let (verdict, cause, reason) = match (&known.state, &known.disruption) {
         // One that was told to go may well go as if it had done its work.
-        (State::Over(over), _) if over.succeeded && (has_word || !known.is_deleted) => {
+        (State::Over(over), disruption)
+            if over.succeeded && (has_word || (!known.is_deleted && disruption.is_none())) =>
+        {
             (ClusterVerdict::Succeeded, Cause::Other, String::new())
+        }
+        // Whoever followed it before has ended it, and could not tell why any more.
+        _ if known.is_deleted && known.ended_for.as_deref() == Some(RUN_DEADLINE) => {
+            (ClusterVerdict::Failed, Cause::RunDeadline, String::new())
         }
         // What the cluster itself takes away is nobody's wish to end the job.
         (State::Over(over), Some(_)) if !over.succeeded => {
-            (ClusterVerdict::Failed, over.cause, over.reason.clone())
+            (ClusterVerdict::Failed, over.cause, over.reason.clone() + &unconfirmed)
         }
-        (_, Some((cause, words))) => (ClusterVerdict::Failed, *cause, words.clone()),
+        (_, Some((cause, words))) => (ClusterVerdict::Failed, *cause, words.clone() + &unconfirmed),
         (State::Over(over), None) if !known.is_deleted => {
             (ClusterVerdict::Failed, over.cause, over.reason.clone())
         }
         (_, None) => {
             let reason = "somebody deleted its pod (as kubectl delete does, or the end of its namespace); Kubernetes does not \
                           say who";
-            (ClusterVerdict::Killed, Cause::Other, reason.to_owned())
+            (ClusterVerdict::Killed, Cause::Other, reason.to_owned() + &unconfirmed)
         }
     };
     ClusterEnd { id, verdict, cause, reason }
@@ -1070,6 +1174,14 @@ impl Application for PodApplication {
         let asks =
             self.asks.as_ref().map(|asks| format!(", whose driver asks for {asks}")).unwrap_or_default();
         Some(format!("{}{asks}: {words}", self.id()))
+    }
+
+    fn has_run_for(&self) -> Duration {
+        self.ran_before
+    }
+
+    fn ends_for_run_deadline(&self) {
+        self.ran_too_long.store(true, Ordering::Relaxed);
     }
 
     fn changed(&mut self) -> Awaited<'_, Change> {
@@ -1114,11 +1226,14 @@ mod tests {
             is_deleted,
             config_maps: Vec::new(),
             disruption: disruption.map(|cause| (cause, "why".to_owned())),
+            since: None,
+            node: None,
+            ended_for: None,
         }
     }
 
     fn over(code: i32, cause: Cause) -> State {
-        State::Over(Over { succeeded: code == 0, cause, reason: format!("code {code}") })
+        State::Over(Over { succeeded: code == 0, is_certain: true, cause, reason: format!("code {code}") })
     }
 
     #[test]
@@ -1132,11 +1247,17 @@ mod tests {
         assert_eq!(of(known(over(1, Cause::Exit(1)), false, None), true), (Failed, Cause::Exit(1)));
         // Deleted by somebody: while it ran, or so that it ended by the signal.
         assert_eq!(of(known(State::Running, true, None), false), (Killed, Cause::Other));
-        assert_eq!(of(known(State::Running, false, None), false), (Killed, Cause::Other));
         assert_eq!(of(known(over(143, Cause::Exit(143)), true, None), false), (Killed, Cause::Other));
         assert_eq!(of(known(over(0, Cause::Other), true, None), false), (Killed, Cause::Other));
         // It was done before that.
         assert_eq!(of(known(over(0, Cause::Other), true, None), true), (Succeeded, Cause::Other));
+        // Deleted by a worker that could not tell it any more.
+        let late = |state| Report { ended_for: Some(RUN_DEADLINE.to_owned()), ..known(state, true, None) };
+        assert_eq!(of(late(over(143, Cause::Exit(143))), false), (Failed, Cause::RunDeadline));
+        assert_eq!(of(late(over(0, Cause::Other)), true), (Succeeded, Cause::Other));
+        // Its machine told it to go, and it went as if it had done its work.
+        let evicted = known(over(0, Cause::Other), false, Some(Cause::Evicted));
+        assert_eq!(of(evicted, false), (Failed, Cause::Evicted));
         // Deleted by the cluster itself.
         let lost = Some(Cause::NodeLost);
         assert_eq!(of(known(State::Running, true, lost), false), (Failed, Cause::NodeLost));
@@ -1154,5 +1275,230 @@ mod tests {
         assert!(is_namespace(&name), "{name}");
         assert!(service_label("My Service, ü").len() <= 63);
         assert_ne!(service_label("a"), service_label("b"));
+    }
+}
+
+/// Drivers in pods of an API server that says what it is told to, with the job's folder on this machine.
+#[cfg(feature = "yarn")]
+#[cfg(test)]
+mod scripted_tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::super::scripted::{World, answer, pod, status, world};
+    use super::*;
+    use crate::config::Sources;
+
+    const TAG: &str = "tag";
+
+    struct Scene {
+        world: Arc<PlainMutex<World>>,
+        cluster: Arc<Cluster>,
+        place: tempfile::TempDir,
+    }
+
+    impl Scene {
+        async fn with(pod: Option<Value>) -> Self {
+            let settings = Settings::load(&Sources::default()).unwrap();
+            let (world, api) = world(pod).await;
+            let place = tempfile::tempdir().unwrap();
+            let folder = place.path().join("job");
+            std::fs::create_dir(&folder).unwrap();
+            let pace = Pace {
+                quick: Duration::from_millis(20),
+                away: Duration::from_millis(100),
+                ..Pace::default()
+            };
+            let cluster = Arc::new(Cluster {
+                logs: LogWishes { bytes: 1000, always: false },
+                watch: Watch::new(api, "mine", pace),
+                folder_of: Box::new(move |_| Ok(JobFolder::here(&folder))),
+                settings: KubernetesSettings { grace: Duration::ZERO, ..settings.kubernetes },
+            });
+            Self { world, cluster, place }
+        }
+
+        fn write(&self, name: &str) {
+            std::fs::write(self.place.path().join("job").join(name), "{}").unwrap();
+        }
+
+        fn left(&self) -> Vec<String> {
+            let Ok(entries) = std::fs::read_dir(self.place.path().join("job")) else { return Vec::new() };
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+
+        fn sought(&self) -> Sought {
+            let at = |name: &str| Path::new(self.place.path()).join(name);
+            Sought {
+                mode: Mode::Client,
+                identity: Identity { job: "j".into(), digest: "d".into() },
+                directory: at("attempt"),
+                working_directory: at("attempt/work"),
+            }
+        }
+
+        async fn adopted(&self) -> PodApplication {
+            let report = self.cluster.pod(TAG).await.unwrap_or_else(|trouble| panic!("{}", trouble.words));
+            let found = FoundLaunch { ticket: "ticket".into(), report };
+            self.cluster.take_up(TAG.into(), found, &self.sought()).unwrap()
+        }
+
+        async fn submitted(&self) -> PodApplication {
+            let folder = (self.cluster.folder_of)(TAG).unwrap();
+            let new = PodApplication::new(
+                self.cluster.clone(),
+                folder,
+                TAG.into(),
+                "ticket".into(),
+                &self.sought(),
+            );
+            let exit = Exit {
+                status: ExitStatus::Code(0),
+                by_us: false,
+                fenced: false,
+                processor_time: Duration::ZERO,
+                peak_memory: 0,
+                leftovers: 0,
+                oom_killed: false,
+                stdout: Default::default(),
+                stderr: Default::default(),
+            };
+            PodApplication { launched: Some((exit, Instant::now())), ..new }
+        }
+    }
+
+    fn running() -> Value {
+        let mut pod = pod(&name_of(TAG), 1, "Running", json!({"running": {}}));
+        pod["spec"]["nodeName"] = json!("node-7");
+        pod
+    }
+
+    fn over(code: i32) -> Value {
+        pod(&name_of(TAG), 2, "Failed", json!({"terminated": {"exitCode": code}}))
+    }
+
+    async fn end(application: &mut PodApplication) -> Ending {
+        let end = async {
+            loop {
+                if let Change::Ended(ending) = application.changed().await {
+                    return *ending;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), end).await.expect("it ends")
+    }
+
+    async fn until_running(application: &mut PodApplication) {
+        while !matches!(application.changed().await, Change::Running) {}
+    }
+
+    fn lost(ending: &Ending) -> &str {
+        match &ending.outcome {
+            Outcome::Lost(words) => words,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_went_while_the_api_server_was_away_is_lost_and_not_cancelled() {
+        let scene = Scene::with(Some(running())).await;
+        scene.write("ticket.taken");
+        let mut application = scene.adopted().await;
+        until_running(&mut application).await;
+        scene.world.lock().unwrap().is_away = true;
+        let mut other = scene.cluster.watch.follow(&name_of(TAG));
+        while !matches!(other.changed().await, Sight::Unknown { .. }) {}
+        *scene.world.lock().unwrap() = World::default();
+        let ending = end(&mut application).await;
+        let words = lost(&ending);
+        assert!(words.contains("went while nobody could see what became of it"), "{words}");
+        assert!(words.contains("kubectl get pod -n team tag-driver"), "{words}");
+        assert!(words.contains("see that the machine node-7 answers, or is off"), "{words}");
+    }
+
+    #[tokio::test]
+    async fn a_launch_whose_driver_began_unseen_is_lost_and_not_one_that_nothing_came_of() {
+        let scene = Scene::with(None).await;
+        scene.write("ticket.taken");
+        let mut application = scene.submitted().await;
+        let ending = end(&mut application).await;
+        let words = lost(&ending);
+        assert!(words.contains("came and went while nobody could see it"), "{words}");
+        assert!(ending.started);
+        // Where none has begun, nothing came of it.
+        let scene = Scene::with(None).await;
+        scene.write("ticket");
+        let ending = end(&mut scene.submitted().await).await;
+        assert!(matches!(ending.outcome, Outcome::NeverAccepted(_)), "{:?}", ending.outcome);
+        assert!(scene.left().is_empty(), "{:?}", scene.left());
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_may_not_be_deleted_is_followed_to_the_end_that_it_finds_itself() {
+        let scene = Scene::with(Some(running())).await;
+        let refused = answer("403 Forbidden", &status(403, "Forbidden", "no").to_string());
+        scene.world.lock().unwrap().on_delete = Some((refused, Some(over(3))));
+        let mut application = scene.adopted().await;
+        until_running(&mut application).await;
+        application.terminate();
+        let ending = end(&mut application).await;
+        assert!(
+            matches!(&ending.outcome, Outcome::Cluster(end) if end.cause == Cause::Exit(3)),
+            "{:?}",
+            ending.outcome
+        );
+        assert_eq!(scene.world.lock().unwrap().count("DELETE"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_container_that_has_ended_is_the_end_of_a_driver_whose_pod_stays() {
+        let scene = Scene::with(Some(running())).await;
+        scene.world.lock().unwrap().on_delete = Some((answer("200 OK", "{}"), Some(over(143))));
+        let mut application = scene.adopted().await;
+        until_running(&mut application).await;
+        application.terminate();
+        end(&mut application).await;
+        assert!(scene.world.lock().unwrap().pod.is_some());
+    }
+
+    #[tokio::test]
+    async fn for_how_long_a_driver_has_run_counts_whoever_follows_it() {
+        let mut pod = running();
+        let since = Timestamp::now() - jiff::SignedDuration::from_secs(3600);
+        pod["status"]["containerStatuses"][0]["state"] = json!({"running": {"startedAt": since.to_string()}});
+        let scene = Scene::with(Some(pod)).await;
+        let mut application = scene.adopted().await;
+        until_running(&mut application).await;
+        let ran = application.has_run_for();
+        assert!((3600..3700).contains(&ran.as_secs()), "{ran:?}");
+    }
+
+    #[tokio::test]
+    async fn why_a_driver_is_ended_is_noted_at_its_pod_for_whoever_follows_it_next() {
+        let scene = Scene::with(Some(running())).await;
+        let mut application = scene.adopted().await;
+        until_running(&mut application).await;
+        application.ends_for_run_deadline();
+        application.terminate();
+        end(&mut application).await;
+        let asked = scene.world.lock().unwrap().asked.clone();
+        let at = |method: &str| asked.iter().position(|asked| asked.starts_with(method)).unwrap();
+        assert!(at("PATCH") < at("DELETE"), "{asked:?}");
+        assert!(asked[at("PATCH")].contains(r#""spark-runtime/ended-for":"run-deadline""#), "{asked:?}");
+        // Whoever finds it like that says so.
+        let mut left = over(143);
+        left["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        left["metadata"]["annotations"] = json!({ENDED_FOR: RUN_DEADLINE});
+        let scene = Scene::with(Some(left)).await;
+        let ending = end(&mut scene.adopted().await).await;
+        assert!(
+            matches!(&ending.outcome, Outcome::Cluster(end) if end.cause == Cause::RunDeadline),
+            "{:?}",
+            ending.outcome
+        );
     }
 }

@@ -48,6 +48,8 @@ pub enum Sight {
     Gone {
         /// What it was last, if there ever was one.
         last: Option<Box<Report>>,
+        /// The server has told that it went, and `last` is what it was then. Else it may have become anything meanwhile.
+        is_told: bool,
         /// When that was first known.
         since: Instant,
     },
@@ -125,9 +127,13 @@ impl Watch {
         let mut state = self.0.state();
         let known = state.known.as_ref().map(|known| match known.get(name) {
             Some(report) => Sight::There(Box::new(report.clone())),
-            None => Sight::Gone { last: None, since: Instant::now() },
+            None => Sight::Gone { last: None, is_told: false, since: Instant::now() },
         });
         let sender = state.followed.entry(name.to_owned()).or_insert_with(|| watch::channel(Sight::NotYet).0);
+        if sender.receiver_count() == 0 && known.is_none() {
+            // What nobody follows any more says nothing to whoever comes next: least of all since when it is unknown.
+            sender.send_replace(Sight::NotYet);
+        }
         if let Some(known) = known
             && *sender.borrow() == Sight::NotYet
         {
@@ -231,13 +237,14 @@ fn there(sender: &watch::Sender<Sight>, report: &Report) {
 /// What it was last says the event, or else what was seen before.
 fn gone(sender: &watch::Sender<Sight>, told: Option<Report>) {
     sender.send_if_modified(|sight| {
+        let is_told = told.is_some();
         let last = match (&*sight, told) {
             (_, Some(report)) => Some(Box::new(report)),
             (Sight::Gone { .. }, None) => return false,
             (Sight::There(report), None) => Some(report.clone()),
             (Sight::NotYet | Sight::Unknown { .. }, None) => None,
         };
-        *sight = Sight::Gone { last, since: Instant::now() };
+        *sight = Sight::Gone { last, is_told, since: Instant::now() };
         true
     });
 }
@@ -272,9 +279,6 @@ async fn keep_asking(shared: Arc<Shared>) {
 /// Lists once, and reads on for as long as that goes well and is believed.
 async fn ask(shared: &Shared, was_away: &mut bool) -> Result<(), ApiError> {
     let listed = shared.api.list(&shared.service).await?;
-    if std::mem::take(was_away) {
-        tracing::info!(namespace = shared.api.namespace(), "the API server answers again");
-    }
     let reports = listed.pods.into_iter().map(super::pod::Pod::report);
     shared.listed(reports.map(|report| (report.name.clone(), report)).collect());
     let mut version = listed.version;
@@ -285,6 +289,10 @@ async fn ask(shared: &Shared, was_away: &mut bool) -> Result<(), ApiError> {
             Err(ApiError::Expired(_)) => return Ok(()),
             watched => watched?,
         };
+        // One that lists and lets nobody watch is as good as away.
+        if std::mem::take(was_away) {
+            tracing::info!(namespace = shared.api.namespace(), "the API server answers again");
+        }
         let mut came = false;
         loop {
             let event = match events.next().await {
@@ -408,6 +416,34 @@ mod tests {
             }
         }
         assert_eq!(told, ["running", "unknown", "running", "gone, was running"]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_lists_and_lets_nobody_watch_is_asked_ever_more_seldom() {
+        let refused = answer("403 Forbidden", &status(403, "Forbidden", "cannot watch").to_string());
+        let answers = (0..8).flat_map(|_| [list(&[], 5, ""), refused.clone()]).collect();
+        let server = Scripted::start(answers).await;
+        let pace = Pace { quick: Duration::from_millis(10), away: Duration::from_millis(160), ..PACE };
+        let began = Instant::now();
+        let watch = Watch::new(api(&server), "mine", pace);
+        let mut a = watch.follow("a");
+        while server.asked().len() < 14 {
+            a.changed().await;
+        }
+        // 20, 40, 80, 160, 160 and 160 ms.
+        assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_is_unknown_to_one_is_not_for_long_unknown_to_the_next() {
+        let server = Scripted::start(vec![answer("503 Service Unavailable", "")]).await;
+        let pace = Pace { away: Duration::from_secs(600), quick: Duration::from_secs(300), ..PACE };
+        let watch = Watch::new(api(&server), "mine", pace);
+        let mut first = watch.follow("a");
+        assert_eq!(word(&first.changed().await), "unknown");
+        drop(first);
+        // Nobody has been asked for this one yet.
+        assert_eq!(word(&watch.follow("a").sight()), "not yet");
     }
 
     #[tokio::test]

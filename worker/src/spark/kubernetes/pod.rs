@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
 use crate::spark::Cause;
@@ -17,6 +18,8 @@ pub const SERVICE: &str = "spark-runtime/service";
 pub const JOB: &str = "spark-runtime/job";
 /// The ticket of the launch.
 pub const TICKET: &str = "spark-runtime/ticket";
+/// The annotation that says why this service ends a pod.
+pub const ENDED_FOR: &str = "spark-runtime/ended-for";
 
 /// What Spark calls the driver's container, where no pod template names it otherwise.
 const DRIVER: &str = "spark-kubernetes-driver";
@@ -52,6 +55,8 @@ struct Metadata {
     deletion_timestamp: Option<String>,
     #[serde(deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_default")]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -122,8 +127,14 @@ struct ContainerStatus {
 #[serde(default)]
 struct ContainerState {
     waiting: Option<Waiting>,
-    running: Option<serde::de::IgnoredAny>,
+    running: Option<RunningSince>,
     terminated: Option<Terminated>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RunningSince {
+    started_at: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -162,6 +173,12 @@ pub struct Report {
     pub config_maps: Vec<String>,
     /// Why it is taken off its machine, if the cluster itself does that: the cause, and its words.
     pub disruption: Option<(Cause, String)>,
+    /// Since when the driver runs, while it does.
+    pub since: Option<Timestamp>,
+    /// The machine that it was given.
+    pub node: Option<String>,
+    /// Why this service ends it, if it does, in the word that it was noted with.
+    pub ended_for: Option<String>,
 }
 
 /// How it is with a driver.
@@ -182,6 +199,8 @@ pub enum State {
 pub struct Over {
     /// Its own end was that of a success.
     pub succeeded: bool,
+    /// Its kubelet says that its container has ended. Else it is only called over, and may still run.
+    pub is_certain: bool,
     /// Why it ended, when it was none.
     pub cause: Cause,
     /// The same in words; may be empty.
@@ -193,6 +212,12 @@ impl Pod {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.metadata.name
+    }
+
+    /// What tells it from any other of the same name.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        &self.metadata.uid
     }
 
     /// The version of the collection in which it is as this says.
@@ -207,6 +232,7 @@ impl Pod {
         let container = self.driver().unwrap_or(DRIVER).to_owned();
         let disruption = self.disruption();
         let state = self.state(&container, disruption.as_ref());
+        let since = self.since(&container);
         let config_maps = self
             .spec
             .volumes
@@ -216,6 +242,7 @@ impl Pod {
             .filter_map(|source| source.name)
             .collect();
         let mut labels = self.metadata.labels;
+        let mut annotations = self.metadata.annotations;
         Report {
             name: self.metadata.name,
             uid: self.metadata.uid,
@@ -226,7 +253,16 @@ impl Pod {
             is_deleted: self.metadata.deletion_timestamp.is_some(),
             config_maps,
             disruption,
+            since,
+            node: self.spec.node_name.filter(|node| !node.is_empty()),
+            ended_for: annotations.remove(ENDED_FOR),
         }
+    }
+
+    /// Since when the container runs, where that can be read.
+    fn since(&self, container: &str) -> Option<Timestamp> {
+        let status = self.status.container_statuses.iter().find(|status| status.name == container)?;
+        status.state.running.as_ref()?.started_at.as_deref()?.parse().ok()
     }
 
     /// The container of the driver: by its usual name, or, where a pod template has given it another, by what Spark tells it.
@@ -251,14 +287,20 @@ impl Pod {
         }
         match self.status.phase.as_deref() {
             Some("Succeeded") => {
-                State::Over(Over { succeeded: true, cause: Cause::Other, reason: String::new() })
+                // It is its kubelet alone that says so.
+                State::Over(Over {
+                    succeeded: true,
+                    is_certain: true,
+                    cause: Cause::Other,
+                    reason: String::new(),
+                })
             }
             Some("Failed") => {
                 let (cause, reason) = match disruption {
                     Some((cause, words)) => (*cause, words.clone()),
                     None => (Cause::Other, self.own_words().unwrap_or_default()),
                 };
-                State::Over(Over { succeeded: false, cause, reason })
+                State::Over(Over { succeeded: false, is_certain: false, cause, reason })
             }
             Some("Unknown") => State::Unclear,
             _ if state.is_some_and(|state| state.running.is_some()) => State::Running,
@@ -269,7 +311,7 @@ impl Pod {
     fn over(&self, terminated: &Terminated, disruption: Option<&(Cause, String)>) -> Over {
         let code = terminated.exit_code;
         if code == 0 {
-            return Over { succeeded: true, cause: Cause::Other, reason: String::new() };
+            return Over { succeeded: true, is_certain: true, cause: Cause::Other, reason: String::new() };
         }
         let said = terminated.reason.as_deref().unwrap_or_default();
         let mut words = format!("its container ended with exit code {code}");
@@ -289,7 +331,7 @@ impl Pod {
                 None => (Cause::Exit(code), words),
             },
         };
-        Over { succeeded: false, cause, reason }
+        Over { succeeded: false, is_certain: true, cause, reason }
     }
 
     /// Why the cluster itself takes the pod off its machine, if it does: by the condition that says so, and by the reasons
@@ -406,6 +448,22 @@ impl Report {
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over(_))
     }
+
+    /// Whether its kubelet has said so.
+    #[must_use]
+    pub fn is_certainly_over(&self) -> bool {
+        matches!(&self.state, State::Over(over) if over.is_certain)
+    }
+
+    /// Whether it began to run, and no kubelet has said that it ended.
+    #[must_use]
+    pub fn may_still_run(&self) -> bool {
+        match &self.state {
+            State::Waiting(_) => false,
+            State::Running | State::Unclear => true,
+            State::Over(over) => !over.is_certain,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -457,6 +515,9 @@ mod tests {
         assert_eq!((waiting.container.as_str(), waiting.config_maps), (DRIVER, vec!["conf".to_owned()]));
         let running = json!({"phase": "Running", "containerStatuses": [driver(json!({"running": {"startedAt": "t"}}))]});
         assert_eq!(report(running).state, State::Running);
+        let since = json!({"phase": "Running", "containerStatuses": [
+            driver(json!({"running": {"startedAt": "2026-01-02T03:04:05Z"}}))]});
+        assert_eq!(report(since).since, Some("2026-01-02T03:04:05Z".parse().unwrap()));
         let done = json!({"phase": "Succeeded", "containerStatuses": [driver(json!({"terminated": {"exitCode": 0}}))]});
         assert!(over(done).succeeded);
         assert_eq!(report(json!({"phase": "Unknown"})).state, State::Unclear);
@@ -472,6 +533,7 @@ mod tests {
             over(status),
             Over {
                 succeeded: false,
+                is_certain: true,
                 cause: Cause::Exit(3),
                 reason: "its container ended with exit code 3".to_owned()
             }
@@ -539,6 +601,7 @@ mod tests {
             over(evicted),
             Over {
                 succeeded: false,
+                is_certain: false,
                 cause: Cause::Evicted,
                 reason: "Evicted: The node was low on resource: memory.".to_owned()
             }
@@ -553,6 +616,7 @@ mod tests {
             disrupted("DeletionByTaintManager"),
             Over {
                 succeeded: false,
+                is_certain: true,
                 cause: Cause::NodeLost,
                 reason: "DeletionByTaintManager: m; its container ended with exit code 143".to_owned()
             }
