@@ -7,15 +7,20 @@
 //! This module must not know what the cluster is asked for.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::Uri;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::client::AuthError;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
 use crate::spark::installation::Environment;
 
 /// Where Kubernetes puts what lets a pod into its API server.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// How long whatever gets credentials may take: a program that the kubeconfig names, for one.
+const ENTRY: Duration = Duration::from_secs(60);
 
 /// A way into a cluster.
 #[derive(Clone)]
@@ -44,7 +49,7 @@ pub(super) async fn access(
                 KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
             let config = Config::from_custom_kubeconfig(kubeconfig, &options)
                 .await
-                .map_err(|error| format!("{files} is of no use: {error}"))?;
+                .map_err(|error| format!("{files} is of no use: {}", kubeconfig_words(&error)))?;
             (config, files)
         }
         None if Path::new(SERVICE_ACCOUNT).exists() => {
@@ -76,8 +81,77 @@ pub(super) async fn access(
     let namespace = config.default_namespace.clone();
     // Whoever was first has chosen it; the programs of this workspace know one alone.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::try_from(config).map_err(|error| format!("{is_of} is of no use: {error}"))?;
-    Ok(Access { client, namespace })
+    // It waits for the program that gets credentials, whatever else this thread has to do.
+    let entering = tokio::task::spawn_blocking(move || Client::try_from(config));
+    match tokio::time::timeout(ENTRY, entering).await {
+        Ok(Ok(Ok(client))) => Ok(Access { client, namespace }),
+        Ok(Ok(Err(error))) => Err(format!("{is_of} is of no use: {}", client_words(&error))),
+        Ok(Err(error)) => Err(format!("{is_of} is of no use: {error}")),
+        Err(_) => Err(format!(
+            "{is_of} is of no use: what it gets its credentials by has not ended for {} s; run it by hand as the worker's user",
+            ENTRY.as_secs()
+        )),
+    }
+}
+
+/// What is wrong with a way in. Never in the words of the library: those have the environment and the output of the program
+/// that gets credentials, and lines of the kubeconfig.
+pub(super) fn auth_words(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecRun { status, .. } => {
+            format!("the program that gets its credentials ended with {status}; run it by hand as the worker's user")
+        }
+        AuthError::AuthExecStart(error) => {
+            format!("the program that gets its credentials cannot be started: {error}")
+        }
+        AuthError::AuthExecParse(_) | AuthError::ExecPluginFailed => {
+            "the program that gets its credentials prints no ExecCredential with a status; run it by hand as the worker's user"
+                .to_owned()
+        }
+        AuthError::ReadTokenFile(error, path) => {
+            format!("the token file {} cannot be read: {error}", path.display())
+        }
+        AuthError::MissingCommand => "its user has an exec without a command".to_owned(),
+        AuthError::InvalidBasicAuth(_) | AuthError::InvalidBearerToken(_) => {
+            "its user or token has characters that no header may have".to_owned()
+        }
+        AuthError::NoValidNativeRootCA(_) => "this machine has no certificates to trust".to_owned(),
+        _ => "what gets the credentials of its user does not give any; try it with kubectl as the worker's user".to_owned(),
+    }
+}
+
+/// The same for whatever a client may fail with.
+fn client_words(error: &kube::Error) -> String {
+    match auth_error(error) {
+        Some(error) => auth_words(error),
+        None => match error {
+            kube::Error::InferKubeconfig(error) => kubeconfig_words(error),
+            error => error.to_string(),
+        },
+    }
+}
+
+/// The trouble with what lets this worker in that lies behind an error, if it is that.
+pub(super) fn auth_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a AuthError> {
+    let mut error = Some(error);
+    while let Some(this) = error {
+        if let Some(found) = this.downcast_ref() {
+            return Some(found);
+        }
+        error = this.source();
+    }
+    None
+}
+
+fn kubeconfig_words(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::Parse(error) => match error.location() {
+            Some(place) => format!("it is no YAML of a kubeconfig: see line {}", place.line()),
+            None => "it is no YAML of a kubeconfig".to_owned(),
+        },
+        // The others name a part or a path, and nothing of what is in it.
+        error => error.to_string(),
+    }
 }
 
 /// The kubeconfig that is in use, and its files in words.
@@ -92,15 +166,15 @@ fn kubeconfig(environment: &Environment) -> Result<Option<(Kubeconfig, String)>,
             .into_iter()
             .collect(),
     };
+    let unreadable = |file: &Path, error: &KubeconfigError| {
+        format!("the kubeconfig {} cannot be read: {}", file.display(), kubeconfig_words(error))
+    };
     let mut whole: Option<Kubeconfig> = None;
     for file in &files {
-        let read = Kubeconfig::read_from(file)
-            .map_err(|error| format!("the kubeconfig {} cannot be read: {error}", file.display()))?;
+        let read = Kubeconfig::read_from(file).map_err(|error| unreadable(file, &error))?;
         whole = Some(match whole {
             None => read,
-            Some(before) => before
-                .merge(read)
-                .map_err(|error| format!("the kubeconfig {} cannot be read: {error}", file.display()))?,
+            Some(before) => before.merge(read).map_err(|error| unreadable(file, &error))?,
         });
     }
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
@@ -120,6 +194,7 @@ fn is_same(one: &Uri, other: &Uri) -> bool {
 mod tests {
     use super::*;
     use crate::config::{Settings, Sources};
+    use serde_json::json;
 
     fn environment(name: &str, value: &Path) -> Environment {
         let settings = Settings::load(&Sources::default()).unwrap();
@@ -163,6 +238,58 @@ mod tests {
             // The operator may say otherwise, and a job may not.
             assert!(access(&environment, None, other, Some(other)).await.is_ok(), "{other}");
         }
+    }
+
+    /// A kubeconfig whose user's credentials come from a shell that runs this.
+    fn write_program(folder: &Path, server: &str, program: &str) -> PathBuf {
+        let path = write(folder, server);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let exec = json!({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh",
+            "args": ["-c", program], "interactiveMode": "Never",
+            "env": [{"name": "KEY", "value": "secret-word"}]}});
+        std::fs::write(&path, text.replace("{token: secret-word}", &exec.to_string())).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn nothing_secret_is_told_of_a_program_that_gets_no_credentials() {
+        let folder = tempfile::tempdir().unwrap();
+        for (program, told) in [
+            ("echo $KEY; echo $KEY >&2; exit 3", "ended with exit status: 3"),
+            ("echo secret-word", "prints no ExecCredential"),
+            ("echo '{\"kind\":\"ExecCredential\",\"x\":\"secret-word\"'", "prints no ExecCredential"),
+        ] {
+            let path = write_program(folder.path(), "https://h", program);
+            let words = refused(&environment("KUBECONFIG", &path), "https://h", None).await;
+            assert!(words.contains(told) && words.contains(&path.display().to_string()), "{words}");
+            assert!(!words.contains("secret-word"), "{words}");
+        }
+        let path = write(folder.path(), "https://h");
+        for text in [
+            "users: [{name: u, user: {token: secret-word}",
+            "users: {name: secret-word}\n",
+            "a: secret-word\n b: [\n",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let words = refused(&environment("KUBECONFIG", &path), "https://h", None).await;
+            assert!(words.contains("it is no YAML of a kubeconfig"), "{words}");
+            assert!(!words.contains("secret-word"), "{words}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_gets_credentials_holds_up_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = folder.path().join("gate");
+        let status = json!({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+            "status": {"token": "t"}});
+        let program = format!("until [ -e {} ]; do sleep 0.05; done; echo '{status}'", gate.display());
+        let path = write_program(folder.path(), "https://h", &program);
+        let environment = environment("KUBECONFIG", &path);
+        let opening = async { std::fs::write(&gate, "").unwrap() };
+        // On the one thread of this test: it opens the gate only if the other lets it.
+        let (entered, ()) = tokio::join!(access(&environment, None, "https://h", None), opening);
+        assert!(entered.is_ok());
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 //! This module must not know what a pod is for.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,12 +17,17 @@ use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 
+use super::access::{auth_error, auth_words};
 use super::pod::{Pod, SERVICE, one_line};
+use crate::spark::Awaited;
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
+/// The least time between two ways in that are found anew.
+const ENTRY_PAUSE: Duration = Duration::from_secs(30);
 /// The largest answer that is read, in bytes; a page of a list has some five megabytes.
 const LARGEST_ANSWER: usize = 64 << 20;
 /// The largest line of a watch, in bytes; the store takes no object of more than two megabytes.
@@ -70,9 +76,20 @@ impl ApiError {
 /// One namespace of a cluster.
 #[derive(Clone)]
 pub struct Api {
-    client: Client,
+    client: Arc<RwLock<Client>>,
+    entry: Option<Arc<Entry>>,
     server: String,
     namespace: String,
+}
+
+/// Gives a client that is let in as of now, or why there is none.
+pub type Enter = Box<dyn Fn() -> Awaited<'static, Result<Client, String>> + Send + Sync>;
+
+/// How a new way in is found.
+struct Entry {
+    enter: Enter,
+    /// When it was done before.
+    before: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Api {
@@ -156,7 +173,18 @@ impl Api {
     /// What `client` reaches at `server`. Asks for nothing.
     #[must_use]
     pub fn new(client: Client, server: &str, namespace: &str) -> Self {
-        Self { client, server: server.to_owned(), namespace: namespace.to_owned() }
+        Self {
+            client: Arc::new(RwLock::new(client)),
+            entry: None,
+            server: server.to_owned(),
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    /// The same, with what gives another client when the server does not let this one in any more.
+    #[must_use]
+    pub fn entered_by(self, enter: Enter) -> Self {
+        Self { entry: Some(Arc::new(Entry { enter, before: Mutex::default() })), ..self }
     }
 
     /// The namespace.
@@ -373,10 +401,36 @@ impl Api {
             .header(http::header::CONTENT_TYPE, kind)
             .body(Body::from(body))
             .map_err(|error| self.away(error.to_string()))?;
-        match timeout(ANSWER, self.client.send(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.away(one_line(&with_causes(&error)))),
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match timeout(ANSWER, client.send(request)).await {
+            Ok(Ok(response)) => {
+                if response.status() == StatusCode::UNAUTHORIZED {
+                    self.enter_anew().await;
+                }
+                Ok(response)
+            }
+            Ok(Err(error)) => Err(self.away(match auth_error(&error) {
+                Some(error) => auth_words(error),
+                None => one_line(&with_causes(&error)),
+            })),
             Err(_) => Err(self.away(format!("it does not answer within {} s", ANSWER.as_secs()))),
+        }
+    }
+
+    /// Finds the way in once more: what let this worker in may have been taken back before it ran out.
+    async fn enter_anew(&self) {
+        let Some(entry) = &self.entry else { return };
+        // Whoever comes while another one does it has nothing to do.
+        let Ok(mut before) = entry.before.try_lock() else { return };
+        if before.is_some_and(|before| before.elapsed() < ENTRY_PAUSE) {
+            return;
+        }
+        *before = Some(Instant::now());
+        match (entry.enter)().await {
+            Ok(client) => *self.client.write().unwrap_or_else(PoisonError::into_inner) = client,
+            Err(reason) => {
+                tracing::warn!(server = self.server, reason, "the API server lets this worker in no more");
+            }
         }
     }
 
@@ -693,6 +747,27 @@ mod tests {
             asked[0]
         );
         assert!(!asked[1].contains("gracePeriodSeconds"), "{}", asked[1]);
+    }
+
+    #[tokio::test]
+    async fn who_is_let_in_no_more_finds_a_way_in_anew() {
+        let refused = answer("401 Unauthorized", &status(401, "Unauthorized", "Unauthorized").to_string());
+        let server =
+            Scripted::start(vec![refused, answer("200 OK", &pod("p", 1, "Running", json!({})).to_string())])
+                .await;
+        let address = server.address.clone();
+        let enter: Enter = Box::new(move || {
+            let mut config = kube::Config::new(address.parse().unwrap());
+            config.auth_info.token = Some("new".to_owned().into());
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            Box::pin(async move { Client::try_from(config).map_err(|error| error.to_string()) })
+        });
+        let api = api(&server).entered_by(enter);
+        assert!(is_away(&api.pod("p").await));
+        assert!(api.pod("p").await.unwrap().is_some());
+        let asked = server.asked.lock().unwrap().clone();
+        assert!(!asked[0].contains("authorization: "), "{}", asked[0]);
+        assert!(asked[1].contains("authorization: Bearer new"), "{}", asked[1]);
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::access::{Access, access};
-use super::api::{Api, ApiError, Deletion, is_namespace};
+use super::api::{Api, ApiError, Deletion, Enter, is_namespace};
 use super::follow::{Following, Pace, Sight, Watch};
 use super::logs;
 use super::pod::{ENDED_FOR, JOB, Pod, Report, SERVICE, State, TICKET};
@@ -47,6 +47,7 @@ use crate::spark::elsewhere::{
     never_accepted, patiently, sleep_until,
 };
 use crate::spark::guard::{Exit, ExitStatus, Running};
+use crate::spark::installation::Environment;
 use crate::spark::job_folder::{FolderError, JobFolder, LastWord, Stage};
 use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
 use crate::spark::policy::kubernetes_server;
@@ -152,14 +153,18 @@ impl PodMode {
         let Mode::Kubernetes(place) = mode else {
             return Err(SubmitError::Cluster("the job has no Kubernetes master".to_owned()));
         };
-        let mut reached = self.reached.lock().await;
-        if let Some(cluster) = reached.clusters.get(place) {
-            return Ok(cluster.clone());
-        }
+        let known = {
+            let reached = self.reached.lock().await;
+            if let Some(cluster) = reached.clusters.get(place) {
+                return Ok(cluster.clone());
+            }
+            reached.servers.get(&place.server).cloned()
+        };
+        // Finding the way in may take its time, and other clusters do not wait for it.
         let environment = self.launcher.environment();
         let bad = |reason: String| SubmitError::Cluster(format!("Kubernetes at {}: {reason}", place.server));
-        let access = match reached.servers.get(&place.server) {
-            Some(access) => access.clone(),
+        let access = match known {
+            Some(access) => access,
             None => {
                 let context = self.settings.context.as_deref();
                 access(&environment, context, &place.server, self.own_server.as_deref()).await.map_err(bad)?
@@ -186,7 +191,8 @@ impl PodMode {
                 format!("/user/{user}/.spark-runtime")
             }
         };
-        let api = Api::new(access.client.clone(), &place.server, &namespace);
+        let api = Api::new(access.client.clone(), &place.server, &namespace)
+            .entered_by(self.enter(environment, &place.server));
         let storage = self.storage.clone();
         let cluster = Arc::new(Cluster {
             watch: Watch::new(api, &service_label(&self.settings.service), Pace::default()),
@@ -194,9 +200,24 @@ impl PodMode {
             settings: self.settings.clone(),
             logs: self.logs,
         });
+        let mut reached = self.reached.lock().await;
         reached.servers.insert(place.server.clone(), access);
-        reached.clusters.insert(place.clone(), cluster.clone());
-        Ok(cluster)
+        // All jobs of a place share the one that was there first, and its watch.
+        Ok(reached.clusters.entry(place.clone()).or_insert(cluster).clone())
+    }
+
+    /// What finds the way to `server` once more.
+    fn enter(&self, environment: Environment, server: &str) -> Enter {
+        let (context, server, own) =
+            (self.settings.context.clone(), server.to_owned(), self.own_server.clone());
+        Box::new(move || {
+            let (environment, context) = (environment.clone(), context.clone());
+            let (server, own) = (server.clone(), own.clone());
+            Box::pin(async move {
+                let found = access(&environment, context.as_deref(), &server, own.as_deref()).await?;
+                Ok(found.client)
+            })
+        })
     }
 
     async fn search(&self, sought: &Sought) -> Result<Option<Box<dyn Application>>, SubmitError> {
@@ -516,6 +537,8 @@ struct PodApplication {
     is_running: bool,
     /// It is gone, as it is known now.
     is_gone: bool,
+    /// Nobody has seen what it was when it went.
+    is_gone_unseen: bool,
     /// All that it needs to start was looked for, and is there or not to be had.
     is_whole: bool,
     /// When it was last asked to end, by us.
@@ -562,6 +585,7 @@ impl PodApplication {
             has_started: false,
             is_running: false,
             is_gone: false,
+            is_gone_unseen: false,
             is_whole: false,
             asked: None,
             ending_since: None,
@@ -719,7 +743,7 @@ impl PodApplication {
             Some((exit, _)) => exit.status != ExitStatus::Code(0),
             None => true,
         };
-        if !may_be_its_launcher {
+        if !may_be_its_launcher && !self.is_gone_unseen {
             return Some(self.ended(true).await);
         }
         let revoked = async {
@@ -728,8 +752,15 @@ impl PodApplication {
         };
         match revoked.await {
             // It began all the same.
+            Ok(true) if self.is_gone_unseen => {
+                self.lost = Some(self.went_unseen());
+                Some(self.ended(false).await)
+            }
             Ok(true) => Some(self.ended(true).await),
             Ok(false) => Some(match self.launched.take() {
+                Some((exit, _)) if may_be_its_launcher => never_accepted(exit),
+                _ if self.is_gone_unseen => self
+                    .never_began("it went while nobody could see it, and its driver never began".to_owned()),
                 Some((exit, _)) => never_accepted(exit),
                 None => self.never_began("it was deleted before its driver began".to_owned()),
             }),
@@ -855,24 +886,29 @@ impl PodApplication {
         what_to_do(self.cluster.api().namespace(), &self.name, self.known.as_ref())
     }
 
+    fn went_unseen(&self) -> String {
+        format!("the pod {} went while nobody could see what became of it; {}", self.id(), self.what_to_do())
+    }
+
     async fn look_whether_gone(&mut self) -> Option<Change> {
         let uid = self.known.as_ref().map(|known| known.uid.clone());
         match self.cluster.api().pod(&self.name).await.map(|pod| pod.map(Pod::report)) {
             Ok(Some(report)) if Some(&report.uid) == uid.as_ref() => self.see(report),
             Ok(_) => {
                 self.is_gone = true;
-                let told = self.known.as_ref().filter(|known| {
-                    known.is_deleted || known.is_over() || known.disruption.is_some() || !self.has_started
-                });
-                if told.is_some() {
+                let is_told = self
+                    .known
+                    .as_ref()
+                    .is_some_and(|known| known.is_deleted || known.is_over() || known.disruption.is_some());
+                if is_told {
                     return Some(self.ended(true).await);
                 }
+                self.is_gone_unseen = true;
+                if !self.has_started {
+                    return self.gone_before_it_began().await;
+                }
                 // Somebody may have deleted it, or its machine is lost, or it was done and collected: nobody has seen it.
-                self.lost = Some(format!(
-                    "the pod {} went while nobody could see what became of it; {}",
-                    self.id(),
-                    self.what_to_do()
-                ));
+                self.lost = Some(self.went_unseen());
                 return Some(self.ended(false).await);
             }
             Err(error) => {
@@ -1418,6 +1454,28 @@ mod scripted_tests {
         assert!(words.contains("went while nobody could see what became of it"), "{words}");
         assert!(words.contains("kubectl get pod -n team tag-driver"), "{words}");
         assert!(words.contains("see that the machine node-7 answers, or is off"), "{words}");
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_went_unseen_before_its_driver_was_seen_is_lost_if_that_began() {
+        for (file, begun) in [("ticket.taken", true), ("ticket", false)] {
+            let scene = Scene::with(Some(pod(&name_of(TAG), 1, "Pending", json!({})))).await;
+            scene.write(file);
+            let mut application = scene.submitted().await;
+            assert!(matches!(application.changed().await, Change::Accepted(_)));
+            scene.world.lock().unwrap().is_away = true;
+            let mut other = scene.cluster.watch.follow(&name_of(TAG));
+            while !matches!(other.changed().await, Sight::Unknown { .. }) {}
+            *scene.world.lock().unwrap() = World::default();
+            let ending = end(&mut application).await;
+            match &ending.outcome {
+                Outcome::Lost(_) => assert!(begun),
+                Outcome::Cluster(end) => {
+                    assert!(!begun && end.verdict == ClusterVerdict::Failed, "{end:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[tokio::test]
