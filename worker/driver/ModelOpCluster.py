@@ -13,6 +13,11 @@ it, before anything of the model is loaded. Whoever wants to be sure that a laun
 A file system with one NameNode lets exactly one of the two succeed, however late a launcher that was stopped or cut off
 hands its application over. A driver whose ticket is gone ends at once, without a report.
 
+A driver may go on though its cluster has lost it: on a machine that is cut off from the rest, for one. Whoever is to start
+the job anew removes the taken ticket first, and waits for longer than a driver takes to find that. Every driver looks every
+``LOOK_SECONDS`` whether its taken ticket is still there, and when it is not, twice in a row, the process ends at once. A file system
+that is away says nothing about a ticket, and whoever cannot reach it can leave nothing there either.
+
 When the function has come to its end, the files that it was to leave go into ``<ticket>.files/<number>``, then the last
 line of the report, with a list of them, into ``<ticket>.end``: written under another name and renamed, so that it is
 there as a whole or not at all. Nobody takes files for whole that no ``.end`` names.
@@ -29,6 +34,8 @@ import json
 import os
 import socket
 import stat
+import threading
+import time
 
 SETTINGS = "model_cluster.json"
 WORK = "work"
@@ -37,12 +44,19 @@ MAX_FILES = 10000
 RENAME_ATTEMPTS = 5
 PIECE_BYTES = 1 << 20
 
+LOOK_SECONDS = 5
+"""How often a driver looks whether its launch still counts. The worker waits for longer: see ``job_folder.rs``."""
+
+SURE_SECONDS = 1
+"""How long after it was not found the ticket is looked for once more."""
+
 COMPLETED = b'{"message":"completed"'
 """How the line of a job that came to its end begins."""
 
 _open, _close, _fstat, _lstat, _scandir, _getpid = os.open, os.close, os.fstat, os.lstat, os.scandir, os.getpid
 _join = os.path.join
 _set_default_timeout = socket.setdefaulttimeout
+_sleep = time.sleep
 _NULL, _READ_AND_WRITE = os.devnull, os.O_RDWR
 # No link in its place, and no pipe that would be waited for.
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -120,6 +134,11 @@ class JobFolder:
         """Whether there is a file ``name``."""
         return self._system.exists(self._child(name))
 
+    def asks_for(self, name):
+        """A function that tells whether there is a file ``name``, and leaves nothing in the JVM however often it is called."""
+        system, child = self._system, self._child(name)
+        return lambda: system.exists(child)
+
     def rename(self, old, new):
         """Renames a file; false where there is no such file. A NameNode that did it and whose answer was lost is believed
         by what is there."""
@@ -159,8 +178,9 @@ class FolderReporter:
 
     ``fault`` is the driver's DriverFault, and ``report_line`` makes its lines; ``note`` writes a line into its log."""
 
-    def __init__(self, settings, folder, fault, report_line, note):
-        """Takes the ticket. Raises CalledOff, ClusterFault."""
+    def __init__(self, settings, folder, fault, report_line, note, end_called_off):
+        """Takes the ticket, and from then on calls ``end_called_off`` with a line, by a thread of its own, when it counts no
+        more. Raises CalledOff, ClusterFault."""
         self._settings = settings
         self._folder = folder
         self._fault = fault
@@ -176,10 +196,34 @@ class FolderReporter:
             self._connect = another_connection(SparkContext._gateway)
             self._contexts = note_contexts(SparkContext)
             took = JobFolder(SparkContext._jvm, settings.job_folder).rename(settings.ticket, self._taken)
+            counts = self._asks_whether_it_counts() if took else None
         except Exception as error:
             raise ClusterFault("cannot reach {}: {}".format(settings.job_folder, one_line(error)))
         if not took:
             raise CalledOff("launch {} counts no more; nothing of the job was run".format(settings.ticket))
+        words = "launch {} counts no more: its ticket is gone; the driver ends".format(settings.ticket)
+        watch = threading.Thread(
+            target=wait_until_called_off, args=(counts, lambda: end_called_off(words)), name="ticket", daemon=True
+        )
+        watch.start()
+
+    def _asks_whether_it_counts(self):
+        """A function that tells whether the ticket that was taken is there, by a connection that lasts for one question: a
+        model that closes all descriptors may have something else where that was."""
+        gateway = self._connect()
+        has_taken = JobFolder(gateway.jvm, self._settings.job_folder).asks_for(self._taken)
+        client = gateway._gateway_client
+        client.close()
+
+        def counts():
+            try:
+                return has_taken()
+            finally:
+                client.close()
+
+        # What the gateway holds in the JVM is kept for as long as this is.
+        counts.gateway = gateway
+        return counts
 
     def tell(self, line):
         """The cluster itself tells that the driver is there."""
@@ -191,7 +235,7 @@ class FolderReporter:
         ticket, place = self._settings.ticket, self._settings.job_folder
         try:
             take_back_descriptors()
-            jvm = self._connect()
+            jvm = self._connect().jvm
             folder = JobFolder(jvm, place)
             if not folder.has(self._taken):
                 # Who removed it would not look for what would be left there from now on.
@@ -294,7 +338,7 @@ class FolderReporter:
 
 
 def another_connection(gateway):
-    """A function that connects to the JVM of ``gateway`` anew and gives what the ``jvm`` of the new one is."""
+    """A function that connects to the JVM of ``gateway`` anew and gives the new gateway."""
     from py4j.clientserver import ClientServer, JavaParameters, PythonParameters
     from py4j.java_gateway import GatewayParameters, JavaGateway
 
@@ -305,10 +349,23 @@ def another_connection(gateway):
         # It waits as long as a large file takes, whatever the model wants of its own connections.
         _set_default_timeout(None)
         if isinstance(gateway, ClientServer):
-            return ClientServer(JavaParameters(**same), PythonParameters(port=0, eager_load=False)).jvm
-        return JavaGateway(gateway_parameters=GatewayParameters(**same)).jvm
+            return ClientServer(JavaParameters(**same), PythonParameters(port=0, eager_load=False))
+        return JavaGateway(gateway_parameters=GatewayParameters(**same))
 
     return connect
+
+
+def wait_until_called_off(counts, end, sleep=_sleep):
+    """Asks ``counts`` again and again, and calls ``end`` once that has said twice in a row that the launch counts no more.
+    Where it raises, nothing is known, and nothing follows from it."""
+    misses = 0
+    while misses < 2:
+        sleep(SURE_SECONDS if misses else LOOK_SECONDS)
+        try:
+            misses = 0 if counts() else misses + 1
+        except Exception:
+            misses = 0
+    end()
 
 
 def take_back_descriptors():

@@ -1297,6 +1297,13 @@ def give_up(code, text):
     _exit(code)
 
 
+def end_called_off(text):
+    """Ends the process in the middle of whatever it does, since its launch counts no more: with one line in the log, if
+    that takes it."""
+    within(FLUSH_SECONDS, lambda: write_log("{}.py: {}\n".format(DRIVER_MODULE, text)))
+    _exit(EXIT_CALLED_OFF)
+
+
 def argument_of(arguments, name):
     """The one argument ``name`` with its value, or None when the arguments are anything else."""
     if len(arguments) == 2 and arguments[0] == name and arguments[1]:
@@ -1322,7 +1329,9 @@ def cluster_reporter(unpacked, folder):
         module.unpack(unpacked, folder, settings.output_folder)
         prefer_unpacked_spark()
         with without_model_folders():
-            return reporter(settings, folder, DriverFault, report_line, lambda text: write_log(text + "\n"))
+            return reporter(
+                settings, folder, DriverFault, report_line, lambda text: write_log(text + "\n"), end_called_off
+            )
     except called_off as reason:
         give_up(EXIT_CALLED_OFF, str(reason))
     except cluster_fault as fault:

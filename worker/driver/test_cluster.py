@@ -201,6 +201,24 @@ class ClusterTest(test_driver.DriverTest):
 NOTING = "open('imported', 'w').close()\ndef score(a, b, c):\n    pass\n"
 
 
+class Ticket(unittest.TestCase):
+    def test_a_launch_counts_no_more_when_that_was_said_twice_in_a_row_and_never_because_nobody_answers(self):
+        import ModelOpCluster
+
+        answers = [True, False, True, False, OSError("away"), False, OSError("away"), True, False, False]
+        slept, ends = [], []
+
+        def counts():
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        ModelOpCluster.wait_until_called_off(counts, lambda: ends.append(True), slept.append)
+        self.assertEqual((answers, ends), ([], [True]))
+        self.assertEqual(slept, [5, 5, 1, 5, 1, 5, 1, 5, 5, 1])
+
+
 class Files(ClusterTest):
     def test_the_jobs_files_are_brought_whatever_their_names(self):
         names = ODD_NAMES + ["pkg/deep/" + name for name in ODD_NAMES] + ["pkg/__init__.py", ".hidden", "empty"]
@@ -321,6 +339,34 @@ class Tickets(ClusterTest):
             self.assert_not_run(self.run_driver(), 75, "t1")
             self.assert_not_loaded()
             self.assertEqual(os.path.exists(self.shared) and self.left(), before)
+
+    def test_a_driver_whose_taken_ticket_is_removed_while_it_runs_is_exit_75(self):
+        # Whatever the model does with what lies around it.
+        for odd in ("pass", "os.closerange(3, 256)", "socket.setdefaulttimeout(0.5)", "time.sleep = os._exit = None"):
+            with self.subTest(odd):
+                self.renew()
+                self.stage(
+                    "import os, socket, time\nsleep = time.sleep\ndef score(a, b, c):\n    {}\n"
+                    "    open({!r}, 'w').close()\n    while True:\n        sleep(0.1)\n".format(
+                        odd, self.job_folder + "/runs"
+                    )
+                )
+                with tempfile.TemporaryFile() as stderr:
+                    process = self.start("--cluster", UNPACKED, stdout=subprocess.DEVNULL, stderr=stderr)
+                    deadline = time.monotonic() + SECONDS
+                    while not os.path.exists(self.job_folder + "/runs"):
+                        self.assertLess(time.monotonic(), deadline)
+                        time.sleep(0.02)
+                    os.unlink(self.job_folder + "/runs")
+                    self.assertIsNone(process.poll())
+                    os.unlink(os.path.join(self.shared, "t1.taken"))
+                    began = time.monotonic()
+                    self.assertEqual(process.wait(SECONDS), 75)
+                    # The worker waits for 20 s.
+                    self.assertLess(time.monotonic() - began, 15)
+                    stderr.seek(0)
+                    self.assertIn(b"launch t1 counts no more: its ticket is gone", stderr.read())
+                self.assertIsNone(self.told())
 
     def test_of_several_drivers_with_one_ticket_exactly_one_runs(self):
         self.stage("def score(a, b, c):\n    open({!r}, 'a').write('ran ')\n".format(self.job_folder + "/journal"))
