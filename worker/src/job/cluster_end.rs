@@ -205,14 +205,14 @@ fn silent(end: &ClusterEnd, started: bool) -> Verdict {
             FailureClass::Lost,
             format!(
                 "the cluster lost the first container of {id}'s driver, or took its place for something else, and started the \
-                 driver anew, which did nothing: a driver runs once in an application"
+                 driver anew, which did nothing: a driver runs once in an application; or its launch was called off"
             ),
             true,
         ),
         (_, Cause::Exit(CALLED_OFF)) => verdict(
             FailureClass::Lost,
             format!(
-                "the launch of {id} was called off before its driver began; nothing of the job was run by it"
+                "the launch of {id} was called off before its driver began, or while that ran, and the driver has ended"
             ),
             true,
         ),
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(class, FailureClass::Lost);
         assert!(anew.contains("started the driver anew, which did nothing"), "{anew}");
         let (_, never, _) = failure(silent(&end, false));
-        assert!(never.contains("nothing of the job was run by it"), "{never}");
+        assert!(never.contains("was called off before its driver began"), "{never}");
     }
 
     #[test]

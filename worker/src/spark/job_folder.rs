@@ -6,11 +6,16 @@
 //!   <ticket>.taken       the same file, once a driver has begun with it
 //!   <ticket>.end         the driver's last word, and a list of the files that it left
 //!   <ticket>.files/<n>   the files
+//!   <ticket>.off         the launch is being called off
 //! ```
 //!
 //! A driver *takes* its ticket by renaming it, before anything of the model is loaded, and ends at once when it is not
 //! there. To *revoke* a ticket is to remove it. The NameNode lets one of the two succeed and never both, so what was
 //! revoked never runs, however late a launcher that was stopped or cut off hands its application over.
+//!
+//! To *call off* a launch whose driver has begun is to remove its taken ticket: a driver that still runs, on a machine that is
+//! cut off for one, finds that and ends itself. It is marked as called off before that, and the mark goes last: whoever
+//! comes upon one waits as well before anything is started anew.
 //!
 //! The other side of this is `ModelOpCluster.py`. This module must not know which kind of cluster it is.
 
@@ -32,6 +37,13 @@ const JOBS: &str = "jobs";
 /// What is appended to a ticket's name.
 const END: &str = ".end";
 const FILES: &str = ".files";
+const TAKEN: &str = ".taken";
+const OFF: &str = ".off";
+/// All that may lie there of a launch, but for its mark.
+const PARTS: [&str; 6] = ["", TAKEN, ".end.part", END, FILES, ".upload"];
+/// How long a driver may go on whose taken ticket was removed. Longer than it takes to look for it twice (`LOOK_SECONDS` and
+/// `SURE_SECONDS` of the driver), and to end with its JVM.
+const CALLING_OFF: Duration = Duration::from_secs(20);
 /// The longest last word: results of 16 MiB, whose escapes make them longer, and 10,000 files.
 const LONGEST_WORD: u64 = 80 << 20;
 /// The most files that are looked at in a job's folder.
@@ -50,6 +62,8 @@ pub enum Stage {
     Taken,
     /// It has left its last word.
     Ended,
+    /// It is to end by itself, if it still runs.
+    CalledOff,
 }
 
 /// The last word of a driver, and what it left.
@@ -123,6 +137,8 @@ impl FolderError {
 pub struct JobFolder {
     place: Place,
     storage: Storage,
+    /// How long a driver may go on whose launch is called off.
+    calling_off: Duration,
 }
 
 impl JobFolder {
@@ -136,7 +152,11 @@ impl JobFolder {
         if place.scheme() != Scheme::Hdfs {
             return Err(FolderError::NoHdfs(folder.to_owned()));
         }
-        Ok(Self { place: place.child(&format!("{JOBS}/{tag}"))?, storage: storage.clone() })
+        Ok(Self {
+            place: place.child(&format!("{JOBS}/{tag}"))?,
+            storage: storage.clone(),
+            calling_off: CALLING_OFF,
+        })
     }
 
     /// Where it is, as a driver is told.
@@ -156,6 +176,7 @@ impl JobFolder {
                 None => (name.as_str(), Stage::Open),
                 Some((ticket, "taken")) => (ticket, Stage::Taken),
                 Some((ticket, "end")) => (ticket, Stage::Ended),
+                Some((ticket, "off")) => (ticket, Stage::CalledOff),
                 Some(_) => continue,
             };
             let known = tickets.entry(ticket.to_owned()).or_insert(stage);
@@ -224,12 +245,63 @@ impl JobFolder {
         Ok(())
     }
 
-    /// Removes the folder with all that is in it. None of its tickets counts any more.
+    /// Removes all of these launches, and of no others. None of their drivers runs when it returns: it waits for those that
+    /// have begun and left no word to end by themselves, but for those of which it `is_certain` that they have ended.
     ///
     /// # Errors
-    /// [`FolderError`].
-    pub async fn remove(&self) -> Result<(), FolderError> {
+    /// [`FolderError`]; then a driver may still run, or begin.
+    pub async fn call_off(
+        &self,
+        launches: &BTreeMap<String, Stage>,
+        is_certain: impl Fn(&str) -> bool,
+    ) -> Result<(), FolderError> {
+        for (ticket, _) in launches.iter().filter(|(_, stage)| **stage == Stage::Open) {
+            self.revoke(ticket).await?;
+        }
+        let now = self.tickets().await?;
+        let mut may_run = false;
+        for ticket in launches.keys().filter(|ticket| !is_certain(ticket)) {
+            if matches!(now.get(ticket), Some(Stage::Taken | Stage::CalledOff)) {
+                self.issue(&format!("{ticket}{OFF}"), "{}").await?;
+                self.revoke(&format!("{ticket}{TAKEN}")).await?;
+                may_run = true;
+            }
+        }
+        if may_run {
+            tracing::info!(
+                folder = self.url(),
+                seconds = self.calling_off.as_secs(),
+                "a launch is called off whose driver may still run; waiting until it has ended"
+            );
+            tokio::time::sleep(self.calling_off).await;
+        }
+        for ticket in launches.keys() {
+            for part in PARTS.iter().chain([&OFF]) {
+                self.remove_all(&format!("{ticket}{part}")).await?;
+            }
+        }
+        // What earlier launches have left goes as well when there is none but these.
+        if self.tickets().await?.is_empty() { self.remove().await } else { Ok(()) }
+    }
+
+    /// Goes on with what somebody else began who called launches off.
+    ///
+    /// # Errors
+    /// [`FolderError`]; then a driver may still run.
+    pub async fn finish_calling_off(&self) -> Result<(), FolderError> {
+        let mut tickets = self.tickets().await?;
+        tickets.retain(|_, stage| *stage == Stage::CalledOff);
+        if tickets.is_empty() { Ok(()) } else { self.call_off(&tickets, |_| false).await }
+    }
+
+    /// Removes the folder with all that is in it.
+    async fn remove(&self) -> Result<(), FolderError> {
         let spot = self.storage.spots(None).find(self.place.url())?;
+        Ok(spot.remove().await?)
+    }
+
+    async fn remove_all(&self, name: &str) -> Result<(), FolderError> {
+        let spot = self.storage.spots(None).find(self.place.child(name)?.url())?;
         Ok(spot.remove().await?)
     }
 
@@ -259,10 +331,14 @@ fn create(folder: &Path, path: &str) -> io::Result<std::fs::File> {
 
 #[cfg(test)]
 impl JobFolder {
+    /// There, nobody runs who would have to be waited for any longer.
+    pub(super) const CALLING_OFF_HERE: Duration = Duration::from_secs(2);
+
     /// A job's folder on this machine, as if it were elsewhere.
     pub(super) fn here(place: &Path) -> Self {
         let storage = Storage::default();
-        Self { place: storage.place(&place.display().to_string()).unwrap(), storage }
+        let place = storage.place(&place.display().to_string()).unwrap();
+        Self { place, storage, calling_off: Self::CALLING_OFF_HERE }
     }
 }
 
@@ -270,6 +346,8 @@ impl JobFolder {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    const CALLING_OFF: Duration = JobFolder::CALLING_OFF_HERE;
 
     fn folder(place: &Path) -> JobFolder {
         JobFolder::here(place)
@@ -298,6 +376,51 @@ mod tests {
         assert_eq!(tickets, expected.map(|(ticket, stage)| (ticket.to_owned(), stage)));
         folder.remove().await.unwrap();
         assert!(folder.tickets().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_launch_is_called_off_when_its_driver_has_had_the_time_to_find_that() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder(place.path());
+        let write = |name: &str| std::fs::write(place.path().join(name), "{}").unwrap();
+        let left = || {
+            let Ok(entries) = std::fs::read_dir(place.path()) else { return Vec::new() };
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        for name in ["a", "b.taken", "b.end", "c.taken", "d.taken"] {
+            write(name);
+        }
+        std::fs::create_dir(place.path().join("b.files")).unwrap();
+        let of = |names: &[&str], stage| names.iter().map(|name| ((*name).to_owned(), stage)).collect();
+        let took = async |launches: BTreeMap<String, Stage>, certain: &str| {
+            let began = tokio::time::Instant::now();
+            folder.call_off(&launches, |ticket| ticket == certain).await.unwrap();
+            began.elapsed()
+        };
+        // None of these can run: it has not begun, has left its word, or is certain to have ended. What is another's stays.
+        assert!(took(of(&["a"], Stage::Open), "").await < CALLING_OFF);
+        assert!(took(of(&["b"], Stage::Ended), "").await < CALLING_OFF);
+        assert!(took(of(&["d"], Stage::Taken), "d").await < CALLING_OFF);
+        assert_eq!(left(), ["c.taken"]);
+        // This one may, and whoever is in the middle of it leaves a mark.
+        write("e");
+        let launches = of(&["c"], Stage::Taken);
+        let off = folder.call_off(&launches, |_| false);
+        assert!(tokio::time::timeout(CALLING_OFF / 2, off).await.is_err());
+        assert_eq!(left(), ["c.off", "e"]);
+        assert_eq!(folder.tickets().await.unwrap()["c"], Stage::CalledOff);
+        let began = tokio::time::Instant::now();
+        folder.finish_calling_off().await.unwrap();
+        assert!(began.elapsed() >= CALLING_OFF);
+        assert_eq!(left(), ["e"]);
+        // It was begun meanwhile, and the folder goes with the last.
+        std::fs::rename(place.path().join("e"), place.path().join("e.taken")).unwrap();
+        write("f.upload");
+        assert!(took(of(&["e"], Stage::Open), "").await >= CALLING_OFF);
+        assert!(!place.path().exists());
     }
 
     #[tokio::test]

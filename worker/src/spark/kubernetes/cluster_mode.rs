@@ -23,7 +23,7 @@
 //!
 //! This module must not know what becomes of a job.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
@@ -333,8 +333,8 @@ impl PodMode {
         let removed = async {
             let cluster = self.cluster(mode).await?;
             let tag = cluster.tag(identity);
-            cluster.job_folder(&tag)?.remove().await.map_err(Trouble::from)?;
-            cluster.clear_pod(&tag).await?;
+            let launches = cluster.job_folder(&tag)?.tickets().await.map_err(Trouble::from)?;
+            cluster.clear(&tag, &launches).await?;
             Ok::<_, SubmitError>(())
         };
         if let Err(error) = removed.await {
@@ -418,6 +418,7 @@ impl Cluster {
     /// Looks once for what there is of a job, and makes sure that nothing else of it can begin.
     async fn search(&self, tag: &str) -> Result<Option<FoundLaunch>, Trouble> {
         let folder = (self.folder_of)(tag)?;
+        folder.finish_calling_off().await?;
         match self.look(tag, &folder).await? {
             There::Counts(ticket, report) => return Ok(Some(FoundLaunch { ticket, report: Some(report) })),
             There::CountsNoMore(report) => self.remove(&report).await?,
@@ -471,16 +472,44 @@ impl Cluster {
         }
     }
 
-    /// Removes what is left of a job's pod, as far as it is not to be kept.
-    async fn clear_pod(&self, tag: &str) -> Result<(), Trouble> {
-        let Some(report) = self.pod(tag).await? else { return Ok(()) };
+    /// Removes what is left of these launches. What came after them is somebody else's.
+    async fn clear(&self, tag: &str, launches: &BTreeMap<String, Stage>) -> Result<(), Trouble> {
+        let folder = (self.folder_of)(tag)?;
+        let pod = self.pod(tag).await;
+        let over = match &pod {
+            Ok(Some(report)) if report.is_certainly_over() => report.ticket.as_deref(),
+            _ => None,
+        };
+        let called_off = folder.call_off(launches, |ticket| over == Some(ticket)).await;
+        // Each of the two is worth to be done without the other.
+        let cleared = match pod {
+            Ok(Some(report)) => self.clear_pod(&report, launches, &folder).await,
+            Ok(None) => Ok(()),
+            Err(trouble) => Err(trouble),
+        };
+        called_off?;
+        cleared
+    }
+
+    /// Removes a pod, as far as it is not to be kept.
+    async fn clear_pod(
+        &self,
+        report: &Report,
+        launches: &BTreeMap<String, Stage>,
+        folder: &JobFolder,
+    ) -> Result<(), Trouble> {
         let is_kept = match (&report.state, self.settings.keep_pods) {
             (State::Over(_), KeepPods::Always) => true,
             (State::Over(over), KeepPods::Failed) => !over.succeeded,
             // One that is not over counts no more.
             _ => false,
         };
-        if !is_kept {
+        let is_of = |launches: &BTreeMap<String, Stage>| {
+            report.ticket.as_ref().is_some_and(|ticket| launches.contains_key(ticket))
+        };
+        let counts_no_more =
+            is_of(launches) || (report.is_certainly_over() && !is_of(&folder.tickets().await?));
+        if counts_no_more && !is_kept {
             self.api().delete(&report.name, &report.uid, None).await?;
         }
         Ok(())
@@ -1479,6 +1508,24 @@ mod scripted_tests {
     }
 
     #[tokio::test]
+    async fn a_driver_that_no_kubelet_has_seen_end_is_told_with_what_to_do() {
+        let mut gone = running();
+        gone["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let scene = Scene::with(Some(gone)).await;
+        let mut application = scene.adopted().await;
+        until_running(&mut application).await;
+        scene.world.lock().unwrap().pod = None;
+        let ending = end(&mut application).await;
+        let Outcome::Cluster(end) = &ending.outcome else { panic!("{:?}", ending.outcome) };
+        assert_eq!(end.verdict, ClusterVerdict::Killed);
+        assert!(
+            end.reason.contains("no kubelet says that it has ended, and a driver may still run"),
+            "{end:?}"
+        );
+        assert!(end.reason.contains("the machine node-7"), "{end:?}");
+    }
+
+    #[tokio::test]
     async fn a_launch_whose_driver_began_unseen_is_lost_and_not_one_that_nothing_came_of() {
         let scene = Scene::with(None).await;
         scene.write("ticket.taken");
@@ -1521,6 +1568,29 @@ mod scripted_tests {
         application.terminate();
         end(&mut application).await;
         assert!(scene.world.lock().unwrap().pod.is_some());
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_launch_that_came_later_is_cleared_away() {
+        // The launch that is cleared was `old`; `ticket` was issued since it was looked which there are.
+        let scene = Scene::with(Some(running())).await;
+        scene.write("old.taken");
+        scene.write("old.end");
+        scene.write("ticket.taken");
+        let launches = BTreeMap::from([("old".to_owned(), Stage::Ended)]);
+        scene.cluster.clear(TAG, &launches).await.unwrap_or_else(|trouble| panic!("{}", trouble.words));
+        assert_eq!(scene.left(), ["ticket.taken"]);
+        assert_eq!(scene.world.lock().unwrap().count("DELETE"), 0);
+        // And when it is its own turn, all of it goes, at once where its kubelet says that it has ended.
+        scene.world.lock().unwrap().pod = Some(over(3));
+        let launches = BTreeMap::from([("ticket".to_owned(), Stage::Taken)]);
+        let began = Instant::now();
+        let settings = KubernetesSettings { keep_pods: KeepPods::Never, ..scene.cluster.settings.clone() };
+        let cluster = Cluster { settings, ..Arc::into_inner(scene.cluster).unwrap() };
+        cluster.clear(TAG, &launches).await.unwrap_or_else(|trouble| panic!("{}", trouble.words));
+        assert!(began.elapsed() < JobFolder::CALLING_OFF_HERE);
+        assert!(!scene.place.path().join("job").exists());
+        assert_eq!(scene.world.lock().unwrap().count("DELETE"), 1);
     }
 
     #[tokio::test]

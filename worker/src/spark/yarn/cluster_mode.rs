@@ -218,7 +218,9 @@ impl ClusterMode {
         let removed = async {
             let cluster = self.cluster().await?;
             let folder = cluster.job_folder(&cluster.tag(identity))?;
-            folder.remove().await.map_err(Trouble::from)?;
+            let launches = folder.tickets().await.map_err(Trouble::from)?;
+            // YARN tells the end of a driver whose node is lost as if it had seen it.
+            folder.call_off(&launches, |_| false).await.map_err(Trouble::from)?;
             Ok::<_, SubmitError>(())
         };
         if let Err(error) = removed.await {
@@ -272,6 +274,7 @@ impl Cluster {
     /// Looks once for what there is of a job, and makes sure that nothing else of it can begin.
     async fn search(&self, tag: &str) -> Result<Option<FoundLaunch>, Trouble> {
         let folder = JobFolder::of(&self.storage, &self.folder, tag)?;
+        folder.finish_calling_off().await?;
         let prefix = launch_tag(tag, "");
         let of = |report: Report| {
             let ticket = report.tag_after(&prefix)?.to_owned();
