@@ -655,26 +655,16 @@ async fn what_yarn_does_not_take_is_told_in_its_words_in_both_modes() {
     let (cluster, _calm) = Cluster::shared(&PARTS).await;
     let mut place = Vhost::ready(&DELAYS).await;
     let mut settings = settings(cluster);
-    settings.extend(["retry.max_attempts=1".to_owned(), "worker.max_running=2".to_owned()]);
+    let more = ["retry.max_attempts=2", "retry.delays=200ms", "worker.max_running=2"];
+    settings.extend(more.map(str::to_owned));
     let worker = parts.worker(&place.vhost.uri(), &borrowed(&settings));
     let source = "from pyspark.sql import SparkSession\ndef score(a, b, c):\n    SparkSession.builder.getOrCreate().range(1).count()\n";
     let cases = [
-        ("queue-there", "cluster", ("--queue", "nowhere"), FailureClass::Submit, "unknown queue: nowhere"),
-        ("queue-here", "client", ("--queue", "nowhere"), FailureClass::Submit, "unknown queue: nowhere"),
-        (
-            "memory-there",
-            "cluster",
-            ("--driver-memory", "9g"),
-            FailureClass::Submit,
-            "above the max threshold (4096 MB)",
-        ),
-        (
-            "memory-here",
-            "client",
-            ("--executor-memory", "9g"),
-            FailureClass::Model,
-            "above the max threshold (4096 MB)",
-        ),
+        ("queue-there", "cluster", ("--queue", "nowhere"), 2, "unknown queue: nowhere"),
+        ("queue-here", "client", ("--queue", "nowhere"), 2, "unknown queue: nowhere"),
+        // There is no use in asking for it again.
+        ("memory-there", "cluster", ("--driver-memory", "9g"), 1, "above the max threshold (4096 MB)"),
+        ("memory-here", "client", ("--executor-memory", "9g"), 1, "above the max threshold (4096 MB)"),
     ];
     for (id, mode, (flag, value), ..) in cases {
         let mut job = in_cluster(cluster, id, source);
@@ -682,11 +672,68 @@ async fn what_yarn_does_not_take_is_told_in_its_words_in_both_modes() {
         job["jobParameters"][flag] = json!(value);
         place.publish(id, job.to_string()).await;
     }
-    for (id, _, _, class, words) in cases {
-        let failure = place.end_of(id).await.data.failure.unwrap();
-        println!("{id}: {:?}: {}", failure.class, failure.message);
-        assert_eq!(failure.class, class, "{id}: {failure:#?}\n{}", worker.log());
+    for (id, _, _, attempts, words) in cases {
+        let end = place.end_of(id).await;
+        let failure = end.data.failure.unwrap();
+        println!("{id}: attempt {}: {:?}: {}", end.data.attempt, failure.class, failure.message);
+        assert_eq!(failure.class, FailureClass::Submit, "{id}: {failure:#?}\n{}", worker.log());
+        assert_eq!(end.data.attempt, attempts, "{id}: {failure:#?}");
         assert!(failure.message.contains(words), "{id}: {}", failure.message);
+    }
+}
+
+#[tokio::test]
+async fn what_yarn_does_to_an_application_under_a_driver_on_this_machine_is_told_as_such() {
+    let parts = Parts::take().await;
+    let (cluster, _alone) = Cluster::alone(&PARTS).await;
+    let folder = tempfile::tempdir().unwrap();
+    let in_client = |id: &str, source: &str| {
+        let mut job = in_cluster(cluster, id, source);
+        job["targetEngine"]["sparkConf"]["--deploy-mode"] = json!("client");
+        job
+    };
+    let mut place = Vhost::ready(&DELAYS).await;
+    let mut settings = settings(cluster);
+    settings.push("retry.max_attempts=2".to_owned());
+    let worker = parts.worker(&place.vhost.uri(), &borrowed(&settings));
+    let named = folder.path().join("killed");
+    let source = format!(
+        "import time\nfrom pyspark.sql import SparkSession\ndef score(a, b, c):\n    \
+         spark = SparkSession.builder.getOrCreate()\n    \
+         open({:?}, 'a').write(spark.sparkContext.applicationId + '\\n')\n    \
+         while not spark.sparkContext._jsc.sc().isStopped():\n        time.sleep(0.1)\n    spark.range(10).count()\n",
+        named.display().to_string()
+    );
+    place.publish("killed", in_client("killed", &source).to_string()).await;
+    let application = until("the application", async || {
+        std::fs::read_to_string(&named).ok().filter(|text| text.ends_with('\n'))
+    })
+    .await;
+    cluster.yarn_kill(application.trim());
+    let end = place.end_of("killed").await;
+    assert_eq!(end.kind(), Some(EventKind::Cancelled), "{:#?}\n{}", end.data.failure, worker.log());
+    let words = end.data.message.unwrap();
+    println!("{words}");
+    assert!(words.contains("was ended in the cluster") && words.contains("killed by user"), "{words}");
+    assert_eq!(std::fs::read_to_string(&named).unwrap().lines().count(), 1);
+    // A queue without room: no node takes anything.
+    let mut place = Vhost::ready(&DELAYS).await;
+    settings
+        .extend(["job.pending_timeout=8s", "job.run_timeout=8s", "retry.max_attempts=1"].map(str::to_owned));
+    let worker = parts.worker(&place.vhost.uri(), &borrowed(&settings));
+    cluster.signal(Daemon::NodeManager, Signal::SIGSTOP);
+    place.publish("queued", in_client("queued", &source).to_string()).await;
+    let end = place.end_of("queued").await;
+    cluster.signal(Daemon::NodeManager, Signal::SIGCONT);
+    let failure = end.data.failure.unwrap_or_else(|| panic!("{}", worker.log()));
+    println!("{}", failure.message);
+    assert_eq!(failure.class, FailureClass::Pending, "{failure:#?}\n{}", worker.log());
+    for words in [
+        "the job got no executor within 8 s (job.pending_timeout): the application that Spark asked of yarn has not begun",
+        "512m of memory and 1 core(s)",
+        "in the queue \"default\"",
+    ] {
+        assert!(failure.message.contains(words), "{words}: {}", failure.message);
     }
 }
 

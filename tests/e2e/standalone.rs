@@ -170,3 +170,49 @@ async fn a_job_whose_master_comes_back_without_its_memory_is_lost_and_the_event_
     let counted = std::fs::read_to_string(counted).unwrap();
     assert_eq!(counted.lines().count(), 2, "{counted}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_somebody_kills_at_the_master_is_cancelled_and_not_tried_again() {
+    let parts = Parts::take().await;
+    let (cluster, _alone) = Cluster::alone(&PARTS).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut place = Vhost::ready(&DELAYS).await;
+    let mut settings = settings(cluster);
+    settings[2] = "retry.max_attempts=2".to_owned();
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let worker = parts.worker(&place.vhost.uri(), &settings);
+    // One whose work is under way, or waits for its turn, and one that asks nothing when it happens and goes on later.
+    for (id, rest) in [
+        ("busy", "    spark.sparkContext.parallelize([0], 1).foreach(lambda _: time.sleep(600))\n"),
+        (
+            "idle",
+            "    while not spark.sparkContext._jsc.sc().isStopped():\n        time.sleep(0.1)\n    spark.range(10).count()\n",
+        ),
+    ] {
+        let named = folder.path().join(id).display().to_string();
+        let source = format!(
+            "import os, time\nfrom pyspark.sql import SparkSession\ndef score(inputs, outputs, attachments):\n    \
+             spark = SparkSession.builder.getOrCreate()\n    \
+             open({named:?}, 'a').write(spark.sparkContext.applicationId + '\\n')\n{rest}"
+        );
+        place.publish(id, on(cluster, id, &source, "512m").to_string()).await;
+    }
+    for id in ["idle", "busy"] {
+        let named = folder.path().join(id);
+        let application = until("the application", async || {
+            std::fs::read_to_string(&named).ok().filter(|text| text.ends_with('\n'))
+        })
+        .await;
+        cluster.spark_kill(application.trim());
+        let end = place.end_of(id).await;
+        assert_eq!(end.kind(), Some(EventKind::Cancelled), "{id}: {:#?}\n{}", end.data.failure, worker.log());
+        println!("{id}: {}", end.data.message.as_deref().unwrap());
+        assert_eq!(
+            end.data.message.as_deref(),
+            Some(
+                "the job's application was ended in the cluster: somebody killed it at the master of the standalone cluster"
+            )
+        );
+        assert_eq!(std::fs::read_to_string(&named).unwrap().lines().count(), 1);
+    }
+}

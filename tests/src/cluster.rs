@@ -338,6 +338,16 @@ impl Cluster {
         assert!([200, 202].contains(&status), "{}", text(&body));
     }
 
+    /// Ends an application of the standalone cluster by its master's page, as an administrator does.
+    ///
+    /// # Panics
+    /// When the page does not take it.
+    pub fn spark_kill(&self, id: &str) {
+        let page = format!("{}/app/kill/?id={id}&terminate=true", self.setting("SPARK_MASTER_URI"));
+        let (status, _, body) = http_of("POST", &page, "application/x-www-form-urlencoded", b"");
+        assert!([200, 302].contains(&status), "{status}: {}", text(&body));
+    }
+
     /// Asks YARN's ResourceManager, with `/ws/v1/cluster/...`.
     ///
     /// # Panics
