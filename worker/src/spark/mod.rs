@@ -24,6 +24,9 @@ pub mod kubernetes;
 mod pack;
 pub mod policy;
 pub mod report;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
+#[cfg(test)]
+mod scripted;
 pub mod standalone;
 #[cfg(feature = "yarn")]
 pub mod yarn;

@@ -584,7 +584,6 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-#[cfg(feature = "yarn")]
 #[cfg(test)]
 mod tests {
     use super::super::scripted::{Scripted, answer, api, events, list, pod, status};

@@ -71,6 +71,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// How long the removal of a pod that counts no more is waited for, before it is told that it does not go.
 const REMOVAL: Duration = Duration::from_secs(120);
+/// How long a pod whose container has ended is waited for.
+const STAYS: Duration = Duration::from_secs(5);
 /// How it is noted at a pod that it is deleted because its driver ran for too long.
 const RUN_DEADLINE: &str = "run-deadline";
 /// How long bringing a log may take, and bringing that of a driver that is about to be ended.
@@ -574,6 +576,8 @@ struct PodApplication {
     asked: Option<(Want, Instant)>,
     /// Since when it is to end.
     ending_since: Option<Instant>,
+    /// Since when its container has ended, though its pod is there.
+    over_since: Option<Instant>,
     /// It was told that it takes long.
     is_late_told: bool,
     /// Its deletion was refused, and is not asked for before that.
@@ -618,6 +622,7 @@ impl PodApplication {
             is_whole: false,
             asked: None,
             ending_since: None,
+            over_since: None,
             is_late_told: false,
             refused_until: None,
             ran_too_long: AtomicBool::new(false),
@@ -1019,8 +1024,14 @@ impl PodApplication {
                 }
             };
         };
-        // Once it was asked to end, its kubelet's word that it did counts, whatever keeps the pod itself.
-        let is_over = if self.asked.is_none() { known.is_over() } else { known.is_certainly_over() };
+        // Once it was asked to end, its pod is to go; where that stays, its kubelet's word counts that nothing of it runs.
+        let is_over = match self.asked {
+            None => known.is_over(),
+            Some(_) if known.is_certainly_over() => {
+                self.over_since.get_or_insert_with(Instant::now).elapsed() >= STAYS
+            }
+            Some(_) => false,
+        };
         if self.is_gone || is_over {
             return Some(self.ended(true).await);
         }
@@ -1344,7 +1355,6 @@ mod tests {
 }
 
 /// Drivers in pods of an API server that says what it is told to, with the job's folder on this machine.
-#[cfg(feature = "yarn")]
 #[cfg(test)]
 mod scripted_tests {
     use std::path::Path;

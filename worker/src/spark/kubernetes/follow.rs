@@ -324,7 +324,6 @@ async fn ask(shared: &Shared, was_away: &mut bool) -> Result<(), ApiError> {
     Ok(())
 }
 
-#[cfg(feature = "yarn")]
 #[cfg(test)]
 mod tests {
     use super::super::scripted::{Scripted, answer, api, events, list, pod, status};

@@ -51,7 +51,6 @@ pub(super) async fn fetch(
     outcome.map_err(|error| told(format!("its log broke off: {error}")))
 }
 
-#[cfg(feature = "yarn")]
 #[cfg(test)]
 mod tests {
     use super::super::scripted::{Scripted, answer, api, status};

@@ -20,6 +20,5 @@ pub mod cluster_mode;
 pub mod follow;
 mod logs;
 pub mod pod;
-#[cfg(feature = "yarn")]
 #[cfg(test)]
 mod scripted;

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::api::Api;
 use super::pod::{JOB, TICKET};
-pub(super) use crate::spark::yarn::scripted::{Scripted, answer};
+pub(super) use crate::spark::scripted::{Scripted, answer};
 
 /// What asks that server.
 pub(super) fn api(server: &Scripted) -> Api {

@@ -24,4 +24,4 @@ pub mod logs;
 mod reason;
 pub mod resource_manager;
 #[cfg(test)]
-pub(super) mod scripted;
+use super::scripted;

@@ -1,12 +1,12 @@
-//! A ResourceManager for the tests that says what it is told to.
+//! A server of HTTP for the tests that says what it is told to: a ResourceManager, or an API server.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// A ResourceManager that gives its answers in their order, the last one again and again, and keeps the questions; but of
-/// itself it says the same whenever it is asked.
+/// A server that gives its answers in their order, the last one again and again, and keeps the questions; but of
+/// itself, as a ResourceManager, it says the same whenever it is asked.
 pub(in crate::spark) struct Scripted {
     pub(in crate::spark) address: String,
     pub(in crate::spark) asked: Arc<Mutex<Vec<String>>>,
@@ -69,11 +69,13 @@ pub(in crate::spark) fn answer(status: &str, body: &str) -> String {
 }
 
 /// The answer to a question about many applications.
+#[cfg(feature = "yarn")]
 pub(in crate::spark) fn listing(reports: &[&str]) -> String {
     answer("200 OK", &format!(r#"{{"apps":{{"app":[{}]}}}}"#, reports.join(",")))
 }
 
 /// What is read of an application.
+#[cfg(feature = "yarn")]
 pub(in crate::spark) fn report(id: &str, state: &str, tag: &str, started: u64) -> String {
     format!(
         r#"{{"id":"{id}","state":"{state}","finalStatus":"UNDEFINED","applicationTags":"{tag}","startedTime":{started}}}"#
