@@ -2,7 +2,7 @@
 //! ([`spark_runtime_tests::kubernetes`]): with the real Spark, and with a launcher that makes pods of a small program instead,
 //! so that many faults can be tried.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;

@@ -19,7 +19,11 @@
 //!
 //! A pod is ended by deleting it, at first with the time to end that it wants, then with a second. It is never deleted
 //! without its kubelet's word (a grace of nothing): the API server would forget it while it may still run, and two drivers of
-//! a job could run at once.
+//! a job could run at once. Others may do so, and the cluster does of machines that it has lost. The next launch is therefore
+//! begun only when the one before was called off, and the drivers of which no kubelet has said that they ended have had the
+//! time to find that. A pod that went while nobody saw it was not ended by anybody as far as is known: it is lost.
+//!
+//! That a driver has run for too long is noted at its pod before that is deleted, for whoever follows it next.
 //!
 //! This module must not know what becomes of a job.
 
