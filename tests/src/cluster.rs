@@ -343,8 +343,17 @@ impl Cluster {
     /// # Panics
     /// When the page does not take it.
     pub fn spark_kill(&self, id: &str) {
-        let page = format!("{}/app/kill/?id={id}&terminate=true", self.setting("SPARK_MASTER_URI"));
-        let (status, _, body) = http_of("POST", &page, "application/x-www-form-urlencoded", b"");
+        let page = self.setting("SPARK_MASTER_URI");
+        let (_, _, body) = http("GET", &page, b"");
+        // The forms of newer releases have a token that they want back.
+        let shown = text(&body);
+        let token = shown.split('<').find(|tag| tag.contains("\"csrfToken\"")).and_then(|tag| {
+            let (_, value) = tag.split_once("value=\"")?;
+            Some(value.split_once('"')?.0)
+        });
+        let form = format!("id={id}&terminate=true&csrfToken={}", token.unwrap_or_default());
+        let kind = "application/x-www-form-urlencoded";
+        let (status, _, body) = http_of("POST", &format!("{page}/app/kill/"), kind, form.as_bytes());
         assert!([200, 302].contains(&status), "{status}: {}", text(&body));
     }
 

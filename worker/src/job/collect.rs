@@ -130,7 +130,7 @@ pub async fn collect(
                 && failure.message.ends_with(SEE_LOG)
                 && let Some(words) = found.as_ref().and_then(|(tail, _)| launcher_gave_up(tail))
             {
-                failure.message.push_str(&format!(": {words}"));
+                failure.message.push_str(&format!(": {}", words.trim_end_matches('.')));
                 if words.contains(TOO_LARGE) {
                     failure.message.push_str("; ask for less, or have the limit raised");
                     may_pass = false;
