@@ -214,7 +214,8 @@ impl<S: Setup> Suite<S> {
     fn sought(&self, id: &str, mode: spark_runtime_worker::spark::Mode) -> Sought {
         let directory = self.place.path().join(format!("{id}-{}", uuid::Uuid::new_v4().simple()));
         let identity = Identity { job: id.to_owned(), digest: "0".repeat(64) };
-        Sought { mode, identity, working_directory: directory.join(WORK), directory }
+        let actor = spark_runtime_worker::storage::Actor::Worker;
+        Sought { mode, identity, actor, working_directory: directory.join(WORK), directory }
     }
 
     /// The same for another attempt.

@@ -1,6 +1,8 @@
 //! Files in a real HDFS: where training jobs leave theirs, where attachments come from, what jobs read and write there by
 //! themselves, and what goes wrong.
 
+use std::path::Path;
+
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use spark_runtime_protocol::event::{Event, EventKind, FailureClass};
@@ -8,6 +10,7 @@ use spark_runtime_tests::broker::Vhost;
 use spark_runtime_tests::cluster::{Cluster, Daemon, Part};
 use spark_runtime_tests::jobs::{self, assets};
 use spark_runtime_tests::program::{Worker, hangs};
+use spark_runtime_worker::storage::{Actor, Storage};
 
 use crate::attachments::{end_of, external, job, packed, said};
 use crate::spark::{Parts, spark_job};
@@ -469,4 +472,87 @@ async fn what_keeps_a_models_own_writes_from_hdfs_is_told_with_the_words_of_hdfs
     assert_eq!(failure.class, FailureClass::Model, "{failure:#?}");
     let words = format!("The DiskSpace quota of {folder}/small is exceeded");
     assert!(failure.message.contains(&words), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn what_is_looked_for_and_removed_for_a_job_of_another_user_is_so_as_that_user_and_by_no_more_rights() {
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs]).await;
+    let folder = folder(cluster, "theirs");
+    let owned = |path: &str, owner: &str, mode: u32| {
+        cluster.hdfs("PUT", path, &format!("SETOWNER&owner={owner}"));
+        cluster.hdfs("PUT", path, &format!("SETPERMISSION&permission={mode}"));
+    };
+    let (ann, bob) = (format!("{folder}/ann"), format!("{folder}/bob"));
+    cluster.hdfs("PUT", &ann, "MKDIRS");
+    owned(&ann, "ann", 700);
+    cluster.hdfs("PUT", &bob, "MKDIRS");
+    owned(&bob, "bob", 700);
+    let place_of_rules = tempfile::tempdir().unwrap();
+    let policy = place_of_rules.path().join("policy.toml");
+    std::fs::write(&policy, "[identity]\nproxy_users = [\"ann\"]\n").unwrap();
+    let mut place = Vhost::ready(&DELAYS).await;
+    // The worker's user may do anything on this HDFS.
+    let configuration = cluster.setting("HADOOP_CONF_DIR");
+    let user = Cluster::superuser();
+    let environment = [("HADOOP_CONF_DIR", configuration.as_str()), ("HADOOP_USER_NAME", user.as_str())];
+    let rules = format!("spark.policy={}", policy.display());
+    let settings = [RETRY, "retry.max_attempts=1000", &rules];
+    let uri = place.vhost.uri();
+    let first = Worker::start_knowing(&uri, &settings, &environment);
+
+    let counter = place_of_rules.path().join("counter");
+    let hang = format!("times 1 {} hang", counter.display());
+    // An input that ann may not look for: whoever may look there would say that it is missing.
+    let (input, output) = (format!("{bob}/gone.csv"), format!("{ann}/out"));
+    let mut job = reading_and_writing("theirs", &[&input], &[&output], &[&hang]);
+    job["jobParameters"] = json!({"--proxy-user": "ann"});
+    place.publish("theirs", job.to_string()).await;
+    hangs(&counter).await;
+    cluster.hdfs_write(&format!("{output}/part-0"), b"half");
+    owned(&output, "ann", 755);
+    // What the attempt has left lies by now where ann may remove nothing.
+    owned(&ann, "bob", 755);
+    first.signal(Signal::SIGKILL);
+    let second = Worker::start_knowing(&uri, &settings, &environment);
+    let denied = message(&place.heard("theirs", &[EventKind::Retrying, EventKind::Failed]).await);
+    assert!(
+        denied.starts_with("what an earlier attempt left cannot be removed: ") && denied.contains("user=ann"),
+        "{denied}"
+    );
+    assert_eq!(cluster.hdfs_list(&output), ["part-0"]);
+    owned(&ann, "ann", 700);
+    let end = place.end_of("theirs").await;
+    assert_eq!(end.kind(), Some(EventKind::Completed), "{end:?}");
+    let told = told(&end);
+    assert!(told.contains(&format!("removed {output}, which an earlier attempt had left")), "{told}");
+    assert_eq!(cluster.hdfs_list(&ann), [""; 0]);
+    second.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_folder_is_shared_with_whomever_hdfs_lets_through_and_stays_open_to_its_owner() {
+    let (cluster, _calm) = Cluster::shared(&[Part::Hdfs]).await;
+    let closed = format!("{}/closed", folder(cluster, "shared"));
+    cluster.hdfs("PUT", &closed, "MKDIRS&permission=750");
+    let configuration = cluster.setting("HADOOP_CONF_DIR");
+    let storage = Storage::of_hadoop(Path::new(&configuration));
+    let path = format!("{closed}/jobs/one");
+    let ours = storage.place(&path).unwrap();
+    let theirs = storage.acting_as(Actor::User("ann".to_owned())).place(&path).unwrap();
+    let refused = ours.share_with("ann", &theirs).await.unwrap_err().to_string();
+    assert!(
+        refused.starts_with(&format!("{path}: ann cannot get there (HDFS denies it: "))
+            && refused.contains("user=ann, access=EXECUTE")
+            && refused.contains(&format!("inode=\"{closed}\"")),
+        "{refused}"
+    );
+    // Closed to others, but not to her.
+    cluster.hdfs("PUT", &closed, "MODIFYACLENTRIES&aclspec=user:ann:--x");
+    ours.share_with("ann", &theirs).await.unwrap();
+    let acl = cluster.hdfs("GET", &path, "GETACLSTATUS")["AclStatus"]["entries"].clone();
+    let entries: Vec<&str> = acl.as_array().unwrap().iter().map(|entry| entry.as_str().unwrap()).collect();
+    let owner = format!("default:user:{}:rwx", Cluster::superuser());
+    for wanted in ["user:ann:rwx", "default:user:ann:rwx", &owner] {
+        assert!(entries.contains(&wanted), "{wanted}: {entries:?}");
+    }
 }

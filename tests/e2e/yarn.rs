@@ -16,6 +16,7 @@ use spark_runtime_worker::spark::yarn::find::{Found, look};
 use spark_runtime_worker::spark::yarn::follow::{Following, Pace, Sight, Watch};
 use spark_runtime_worker::spark::yarn::logs::{Bounds, DriverLog, Kept, Outcome, Source, fetch};
 use spark_runtime_worker::spark::yarn::resource_manager::{Report, ResourceManager, Standing};
+use spark_runtime_worker::storage::Actor;
 
 use crate::spark::{DELAYS, Parts, spark_job};
 
@@ -155,12 +156,21 @@ async fn applications_of_a_real_yarn_are_found_by_their_tags_followed_and_ended(
 
 /// Fetches the logs of an application's driver; gives what was told, standard output and standard error.
 async fn logs(cluster: &Cluster, id: &str, bounds: Bounds) -> (DriverLog, Vec<u8>, Vec<u8>) {
+    logs_as(&Actor::Worker, cluster, id, bounds).await
+}
+
+async fn logs_as(
+    actor: &Actor,
+    cluster: &Cluster,
+    id: &str,
+    bounds: Bounds,
+) -> (DriverLog, Vec<u8>, Vec<u8>) {
     let configuration = cluster.setting("HADOOP_CONF_DIR");
     let configuration = Path::new(&configuration);
     let client =
         ResourceManager::new(&addresses(configuration).unwrap(), Some(&Cluster::superuser())).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let told = fetch(&client, configuration, id, folder.path(), bounds).await;
+    let told = fetch(&client, configuration, actor, id, folder.path(), bounds).await;
     let read = |name| fs::read(folder.path().join(name)).unwrap_or_default();
     let (output, error) = (read("stdout.log"), read("stderr.log"));
     let names = ["stderr.log", "stdout.log"];
@@ -294,6 +304,10 @@ async fn what_a_driver_wrote_on_a_real_yarn_is_fetched_from_where_its_logs_are_m
         format!("{head}\n... {} bytes left out ...\n{tail}", whole.len() - 101),
         "{told:?}"
     );
+    // They are read as whom the application runs: nobody else may.
+    let (told, ..) = logs_as(&Actor::User("eve".to_owned()), cluster, &id, Bounds::default()).await;
+    let Outcome::Missing(words) = &told.output else { panic!("{told:?}") };
+    assert!(words.contains("HDFS denies it") && words.contains("user=eve"), "{words}");
     // What never had a standard output has none here either.
     let silent = cluster.yarn_submit(&[], "exit 7");
     until_over(cluster, &silent).await;

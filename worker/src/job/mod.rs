@@ -52,6 +52,7 @@ use crate::repository::Repositories;
 use crate::runtimes::{Runtime, Runtimes, Sent};
 use crate::spark::client_mode::LOGIN;
 use crate::spark::{Application, Awaited, Backend, Mode, Sought};
+use crate::storage::Actor;
 use check::Judge;
 
 /// What every attempt of a worker shares.
@@ -324,6 +325,7 @@ async fn run_phases(
     let sought = Sought {
         mode: plan.mode(),
         identity: submit::identity(claim),
+        actor: plan.command_line.actor(),
         working_directory: directory.join(stage::WORK),
         directory,
     };
@@ -353,12 +355,14 @@ async fn run_phases(
     end
 }
 
-/// What of a job is looked for before it is run, with a directory of its own for what is found.
+/// What of a job that is not to be run is looked for, with a directory of its own for what is found.
 #[must_use]
 pub fn sought(context: &Context, claim: &Claim, mode: Mode) -> Sought {
     let directory = context.directory.join(attempt_folder(claim));
     let working_directory = directory.join(stage::WORK);
-    Sought { mode, identity: submit::identity(claim), directory, working_directory }
+    // Nothing that it wrote is read.
+    let actor = Actor::Worker;
+    Sought { mode, identity: submit::identity(claim), actor, directory, working_directory }
 }
 
 /// A job that can be run.

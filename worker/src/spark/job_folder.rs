@@ -30,7 +30,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::spark::report::Word;
-use crate::storage::{Place, Scheme, Storage, StorageError};
+use crate::storage::{Actor, Place, Scheme, Storage, StorageError};
 
 /// The folder of all jobs' folders, in that of the settings.
 const JOBS: &str = "jobs";
@@ -194,12 +194,14 @@ impl JobFolder {
         self.bounded(place.write(Bytes::from(note.to_owned()))).await
     }
 
-    /// Lets the driver of another user take tickets here and leave what it has to say.
+    /// Lets the driver of another user than the worker's take tickets here and leave what it has to say.
     ///
     /// # Errors
     /// [`FolderError`].
-    pub async fn share_with(&self, user: &str) -> Result<(), FolderError> {
-        self.bounded(self.place.share_with(user)).await
+    pub async fn share_with(&self, actor: &Actor) -> Result<(), FolderError> {
+        let Some(user) = actor.user() else { return Ok(()) };
+        let theirs = self.storage.clone().acting_as(actor.clone()).place(self.place.url())?;
+        self.bounded(self.place.share_with(user, &theirs)).await
     }
 
     /// Removes a ticket, if no driver has taken it. Whether one has says [`tickets`](Self::tickets) afterwards.

@@ -37,6 +37,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::config::{Secret, SparkSettings};
+use crate::storage::Actor;
 use argv::CommandLine;
 use guard::{BootTime, Exit};
 use report::Word;
@@ -171,6 +172,8 @@ pub struct Sought {
     pub mode: Mode,
     /// Whose it is.
     pub identity: Identity,
+    /// As whom it runs, where what it left may be that one's alone to read.
+    pub actor: Actor,
     /// The attempt's own directory; holds logs, the driver's socket and what is secret.
     pub directory: PathBuf,
     /// The working directory in it, with everything that was staged.

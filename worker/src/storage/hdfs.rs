@@ -72,16 +72,9 @@ pub(super) async fn make_folder(client: &Client, path: &str) -> Result<(), Error
 }
 
 /// Makes a folder and lets `user` write there, and into all that will be in it; its owner may do the same with what `user`
-/// makes there. Gives the folder on the way that `user` cannot go through, if there is one.
-pub(super) async fn share_folder(client: &Client, path: &str, user: &str) -> Result<Option<String>, Error> {
+/// makes there.
+pub(super) async fn share_folder(client: &Client, path: &str, user: &str) -> Result<(), Error> {
     make_folder(client, path).await?;
-    for (end, _) in path.match_indices('/') {
-        let folder = if end == 0 { "/" } else { &path[..end] };
-        let status = client.get_file_info(folder).await.map_err(of_store)?;
-        if status.permission & 0o001 == 0 && status.owner != user {
-            return Ok(Some(folder.to_owned()));
-        }
-    }
     let owner = client.get_file_info(path).await.map_err(of_store)?.owner;
     let entry = |scope, name: &str| {
         AclEntry::new(AclEntryType::User, scope, FsAction::PermAll, Some(name.to_owned()))
@@ -91,8 +84,12 @@ pub(super) async fn share_folder(client: &Client, path: &str, user: &str) -> Res
         entry(AclEntryScope::Default, user),
         entry(AclEntryScope::Default, &owner),
     ];
-    client.modify_acl_entries(path, entries).await.map_err(of_store)?;
-    Ok(None)
+    client.modify_acl_entries(path, entries).await.map_err(of_store)
+}
+
+/// Looks into a folder, which whoever the client acts for has to get to.
+pub(super) async fn look_into(client: &Client, path: &str) -> Result<(), Error> {
+    client.list_status(path, false).await.map(drop).map_err(of_store)
 }
 
 /// Lets everybody read a file.

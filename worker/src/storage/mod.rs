@@ -393,20 +393,24 @@ impl Place {
     }
 
     /// Lets another user write into this folder, which is made, and into all that will be in it; what that one makes there
-    /// stays open to whom the folder belongs to.
+    /// stays open to whom the folder belongs to. `theirs` is the same folder, asked as that user.
     ///
     /// # Errors
     /// [`StorageError::Refused`], also when the user cannot get there, or this is on no HDFS.
     #[cfg(feature = "hdfs")]
-    pub async fn share_with(&self, user: &str) -> Result<(), StorageError> {
+    pub async fn share_with(&self, user: &str, theirs: &Self) -> Result<(), StorageError> {
         let refused = |reason: String| StorageError::Refused { url: self.url.clone(), reason };
-        let client = self.hdfs.as_ref().ok_or_else(|| refused("is on no HDFS".to_owned()))?;
-        match self.step(hdfs::share_folder(client, &hdfs::absolute(&self.path), user)).await? {
-            None => Ok(()),
-            Some(closed) => Err(refused(format!(
-                "{user} cannot get there, since {closed} lets only its owner and its group through; let others through \
-                 (chmod o+x), or name another folder"
+        let of = |place: &Self| place.hdfs.clone().ok_or_else(|| refused("is on no HDFS".to_owned()));
+        let (ours, theirs) = (of(self)?, of(theirs)?);
+        let path = hdfs::absolute(&self.path);
+        self.step(hdfs::share_folder(&ours, &path, user)).await?;
+        // A group or an ACL may let the user through where the folders on the way are closed to others: HDFS knows.
+        match self.step(hdfs::look_into(&theirs, &path)).await {
+            Err(StorageError::Refused { reason, .. }) => Err(refused(format!(
+                "{user} cannot get there ({reason}); let that user through the folders on the way (chmod o+x, or an ACL), or \
+                 name another folder"
             ))),
+            looked => looked,
         }
     }
 
@@ -416,7 +420,7 @@ impl Place {
     /// [`StorageError::Refused`].
     #[cfg(not(feature = "hdfs"))]
     #[expect(clippy::unused_async, reason = "as the one that asks")]
-    pub async fn share_with(&self, _: &str) -> Result<(), StorageError> {
+    pub async fn share_with(&self, _: &str, _: &Self) -> Result<(), StorageError> {
         Err(StorageError::Refused { url: self.url.clone(), reason: "is on no HDFS".to_owned() })
     }
 

@@ -43,7 +43,7 @@ use crate::spark::{
     Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
     Identity, Mode, Outcome, Sought, Submission, SubmitError,
 };
-use crate::storage::Storage;
+use crate::storage::{Actor, Storage};
 
 /// Waiting for a Spark context, in the words of `spark.yarn.am.waitTime`. YARN itself waits for ten minutes
 /// (`yarn.am.liveness-monitor.expiry-interval-ms`), and Spark's own default is less than the init of many a model takes.
@@ -192,9 +192,7 @@ impl ClusterMode {
             properties,
             driver_arguments: vec!["--cluster".into(), UNPACKED.into()],
         };
-        if let Some(user) = submission.command_line.actor().user() {
-            folder.share_with(user).await.map_err(Trouble::from)?;
-        }
+        folder.share_with(&sought.actor).await.map_err(Trouble::from)?;
         let note = json!({"job": sought.identity.job, "digest": sought.identity.digest}).to_string();
         folder.issue(&ticket, &note).await.map_err(Trouble::from)?;
         let following = cluster.watch.follow(&launch).map_err(Trouble::from)?;
@@ -350,6 +348,7 @@ struct ClusterApplication {
     tag: String,
     ticket: String,
     following: Following,
+    actor: Actor,
     directory: PathBuf,
     working_directory: PathBuf,
     /// spark-submit, as long as it runs.
@@ -392,6 +391,7 @@ impl ClusterApplication {
             tag,
             ticket,
             following,
+            actor: sought.actor.clone(),
             directory: sought.directory.clone(),
             working_directory: sought.working_directory.clone(),
             launcher: None,
@@ -718,7 +718,8 @@ impl ClusterApplication {
         }
         let bounds = Bounds { bytes: self.cluster.logs.bytes, ..Bounds::default() };
         let cluster = self.cluster.resource_manager();
-        let log = logs::fetch(cluster, &self.cluster.configuration, id, &folder, bounds).await;
+        let configuration = &self.cluster.configuration;
+        let log = logs::fetch(cluster, configuration, &self.actor, id, &folder, bounds).await;
         match (log.error, log.output) {
             (logs::Outcome::Missing(words), logs::Outcome::Missing(_)) => Some(words),
             _ => None,

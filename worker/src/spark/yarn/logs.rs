@@ -28,6 +28,7 @@ use super::resource_manager::{Attempt, LogReport, ResourceManager, segment};
 use crate::spark::client_mode::{STANDARD_ERROR, STANDARD_OUTPUT};
 use crate::spark::fetched_log::{BUFFER, Coming, Keep, Pieces, read_with};
 use crate::spark::guard::LogSize;
+use crate::storage::Actor;
 
 /// How much of a log is kept, if nobody says otherwise, in bytes.
 const BYTES: u64 = 64 << 20;
@@ -109,11 +110,13 @@ impl Outcome {
 /// [`STANDARD_ERROR`]; files that are there under these names are replaced when there is something to replace them with.
 /// Can be asked while the application runs as well, for what there is by then.
 ///
-/// `configuration` is the folder with Hadoop's configuration. Dropping this ends it; what was begun of a file may be left,
+/// `configuration` is the folder with Hadoop's configuration. Where logs are moved to, they are read as `actor`, as whom the
+/// application runs: YARN lets nobody else read them there but its own administrators. Dropping this ends it; what was begun of a file may be left,
 /// under a name of its own, until the next call for the same directory.
 pub async fn fetch(
     resource_manager: &ResourceManager,
     configuration: &Path,
+    actor: &Actor,
     id: &str,
     directory: &Path,
     bounds: Bounds,
@@ -131,7 +134,8 @@ pub async fn fetch(
     let mut log = node_manager::fetch(resource_manager, &container, &keep, deadline).await;
     if !(log.output.is_whole() && log.error.is_whole()) {
         let waited_for = deadline.min(Instant::now() + bounds.aggregation);
-        let look = aggregated::Look { resource_manager, configuration, container: &container, keep: &keep };
+        let look =
+            aggregated::Look { resource_manager, configuration, actor, container: &container, keep: &keep };
         look.complete(&mut log, waited_for, deadline).await;
     }
     log

@@ -25,7 +25,7 @@ use super::{
     Outcome, STANDARD_ERROR, STANDARD_OUTPUT, Source, read_with, sequence_number, tfile,
 };
 use crate::hadoop::Configuration;
-use crate::storage::{Place, Storage, StorageError};
+use crate::storage::{Actor, Place, Storage, StorageError};
 
 /// The pause between two looks at what is on its way.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub(super) struct Look<'a> {
     pub(super) resource_manager: &'a ResourceManager,
     /// The folder with Hadoop's configuration.
     pub(super) configuration: &'a Path,
+    /// As whom it is looked for.
+    pub(super) actor: &'a Actor,
     pub(super) container: &'a Container,
     pub(super) keep: &'a Keep,
 }
@@ -82,7 +84,7 @@ impl Look<'_> {
             return Err("this cluster does not aggregate logs".to_owned());
         }
         let folders = self.folders(&configuration)?;
-        let storage = Storage::of_hadoop(self.configuration);
+        let storage = Storage::of_hadoop(self.configuration).acting_as(self.actor.clone());
         let mut report = self.container.report.clone();
         loop {
             // This was known before the look, so that nothing can slip in between.

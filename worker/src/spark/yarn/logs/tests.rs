@@ -104,7 +104,7 @@ impl Place {
 
     async fn fetch_at(&self, manager: &Scripted, bounds: Bounds) -> DriverLog {
         let manager = ResourceManager::new(std::slice::from_ref(&manager.address), Some("ann")).unwrap();
-        fetch(&manager, self.configuration.path(), ID, self.here.path(), bounds).await
+        fetch(&manager, self.configuration.path(), &Actor::Worker, ID, self.here.path(), bounds).await
     }
 
     /// All files that are there now.
@@ -402,7 +402,15 @@ async fn no_name_that_others_give_leads_anywhere() {
     let client = ResourceManager::new(std::slice::from_ref(&manager.address), None).unwrap();
     let place = Place::new();
     for id in ["", "application_1", "application_1_", "application_1_+1", "application_1_1/../x", "job_1_1"] {
-        let log = fetch(&client, place.configuration.path(), id, place.here.path(), Bounds::default()).await;
+        let log = fetch(
+            &client,
+            place.configuration.path(),
+            &Actor::Worker,
+            id,
+            place.here.path(),
+            Bounds::default(),
+        )
+        .await;
         assert!(missing(&log.output).ends_with("is no id of an application"), "{log:?}");
     }
     assert_eq!(manager.asked(), Vec::<String>::new());
