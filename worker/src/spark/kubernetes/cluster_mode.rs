@@ -1414,6 +1414,7 @@ mod scripted_tests {
             let at = |name: &str| Path::new(self.place.path()).join(name);
             Sought {
                 mode: Mode::Client,
+                actor: crate::storage::Actor::Worker,
                 identity: Identity { job: "j".into(), digest: "d".into() },
                 directory: at("attempt"),
                 working_directory: at("attempt/work"),

@@ -831,6 +831,7 @@ mod tests {
         });
         let sought = Sought {
             mode: Mode::Yarn,
+            actor: Actor::Worker,
             identity: Identity { job: "j".to_owned(), digest: "d".to_owned() },
             directory: place.path().into(),
             working_directory: place.path().into(),
