@@ -41,6 +41,8 @@ const LONGEST_REASON: usize = 200;
 const TOO_LARGE: &str = "above the max threshold (";
 /// What a standalone master tells an application that somebody ended there, and who that may be. It does so for nothing else.
 const KILLED_AT_MASTER: &str = "Master removed our application: KILLED";
+/// What Spark says of a job that was under way when its context was stopped, by whomever.
+const SHUT_DOWN: &str = "cancelled because SparkContext was shut down";
 const BY_MASTER: &str = "somebody killed it at the master of the standalone cluster";
 /// How much of the end of a driver's log is searched for who ended its application, in bytes: traces may follow on it.
 const SEARCHED: u64 = 1 << 20;
@@ -113,12 +115,21 @@ pub async fn collect(
             }
         }
         Verdict::Failed { mut failure, mut may_pass } => {
-            if failure.class == FailureClass::Infrastructure && failure.exception.is_some() {
+            let exception = failure.exception.as_ref();
+            let is_shut_down = exception.is_some_and(|exception| exception.message.contains(SHUT_DOWN));
+            if is_shut_down || failure.class == FailureClass::Infrastructure && exception.is_some() {
                 let log = staged.directory.join(STANDARD_ERROR);
-                let found = tokio::task::spawn_blocking(move || ended_by_hand_in(&log_tail(&log, SEARCHED)));
-                if let Ok(Some(who)) = found.await {
-                    course.ended_by = Some(who);
-                    return stopped(StopReason::Cancel);
+                let found = tokio::task::spawn_blocking(move || let_go_in(&log_tail(&log, SEARCHED)));
+                match found.await {
+                    Ok(Some(LetGo::ByHand(who))) => {
+                        course.ended_by = Some(who);
+                        return stopped(StopReason::Cancel);
+                    }
+                    Ok(Some(LetGo::Failed { class, words, may_pass: passes })) if is_shut_down => {
+                        let message = format!("{words}{SEE_LOG}");
+                        (failure.class, failure.message, may_pass) = (class, message, passes);
+                    }
+                    _ => {}
                 }
             }
             let tail = context.settings.log.tail;
@@ -419,14 +430,28 @@ pub(super) fn ended_by_hand(message: &str) -> Option<String> {
     }
 }
 
-/// The same, in the log of a driver whose context Spark stopped: what the model met after that need not say it.
-fn ended_by_hand_in(log: &str) -> Option<String> {
+/// What the log of a driver says of a context that Spark stopped: what the model met after that need not say it, and may look
+/// as if the model had stopped it itself.
+fn let_go_in(log: &str) -> Option<LetGo> {
+    let failed = |words| Some(LetGo::Failed { class: FailureClass::Infrastructure, words, may_pass: true });
     if log.contains(KILLED_AT_MASTER) {
-        return Some(ended_in_cluster(BY_MASTER));
+        return Some(LetGo::ByHand(ended_in_cluster(BY_MASTER)));
     }
-    let (_, after) = log.split_once("YARN application has exited unexpectedly with state KILLED")?;
-    let said = after.split_once("Diagnostics message: ").map(|(_, words)| first_line(words));
-    Some(ended_in_cluster(said.as_deref().unwrap_or("YARN says that it was killed")))
+    if let Some((_, after)) = log.split_once("YARN application has exited unexpectedly with state ") {
+        if !after.starts_with("KILLED") {
+            return failed("the cluster ended the job's application: YARN says that it has failed");
+        }
+        let said = after.split_once("Diagnostics message: ").map(|(_, words)| first_line(words));
+        return Some(LetGo::ByHand(ended_in_cluster(
+            said.as_deref().unwrap_or("YARN says that it was killed"),
+        )));
+    }
+    if log.contains("StandaloneSchedulerBackend: Application has been killed. Reason: ") {
+        return failed(
+            "the cluster ended the job's application: the master removed it, or no master of the standalone cluster answers",
+        );
+    }
+    None
 }
 
 fn ended_in_cluster(who: &str) -> String {
@@ -876,17 +901,30 @@ mod tests {
         assert_eq!(ended_by_hand("Master removed our application: FAILED"), None);
         let log = "26/11/27 ERROR StandaloneSchedulerBackend: Application has been killed. Reason: Master removed our application: \
                    KILLED\n";
-        assert_eq!(ended_by_hand_in(log).as_deref(), Some(who));
+        let by_hand_in = |log: &str| match let_go_in(log) {
+            Some(LetGo::ByHand(who)) => Some(who),
+            _ => None,
+        };
+        assert_eq!(by_hand_in(log).as_deref(), Some(who));
+        assert!(matches!(
+            let_go_in(&log.replace("KILLED", "FAILED")),
+            Some(LetGo::Failed { may_pass: true, .. })
+        ));
+        // A model that stops its own session has nobody else to blame.
+        assert!(
+            let_go_in("INFO SparkContext: SparkContext is stopping with exitCode 0 from stop at x").is_none()
+        );
         let log = "ERROR YarnClientSchedulerBackend: YARN application has exited unexpectedly with state KILLED! Check the YARN \
                    application logs for more details.\nERROR YarnClientSchedulerBackend: Diagnostics message: Application \
                    application_1_1 was killed by user ann at h\nTraceback\n";
         assert_eq!(
-            ended_by_hand_in(log).as_deref(),
+            by_hand_in(log).as_deref(),
             Some(
                 "the job's application was ended in the cluster: Application application_1_1 was killed by user ann at h"
             )
         );
-        assert_eq!(ended_by_hand_in(&log.replace("KILLED", "FAILED")), None);
+        assert_eq!(by_hand_in(&log.replace("KILLED", "FAILED")), None);
+        assert!(matches!(let_go_in(&log.replace("KILLED", "FAILED")), Some(LetGo::Failed { .. })));
     }
 
     #[test]
