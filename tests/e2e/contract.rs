@@ -230,7 +230,9 @@ impl<S: Setup> Suite<S> {
     }
 
     async fn forgets(&self, backend: &dyn Backend, sought: &Sought) {
-        backend.forget(&sought.identity, &sought.mode).await;
+        let (identity, mode) = (&sought.identity, &sought.mode);
+        let launches = backend.launches(identity, mode).await.unwrap();
+        backend.forget(identity, mode, &launches).await;
         assert!(backend.find(&self.again(sought)).await.unwrap().is_none(), "it is forgotten");
     }
 
@@ -328,10 +330,14 @@ async fn ends_are_told_with_truth<S: Setup>(suite: &Suite<S>) {
 async fn what_runs_is_found_left_and_ended<S: Setup>(suite: &Suite<S>) {
     let backend = suite.backend();
     let submission = suite.submission("waiting", WAITING);
+    let (identity, mode) = (&submission.sought.identity, &submission.sought.mode);
+    let earlier = backend.launches(identity, mode).await.unwrap();
     let mut application = suite.submitted(&*backend, &submission).await;
     let left = suite.left("waiting").await;
     let mut story = Story::default();
     story.follow(application.as_mut(), "running").await;
+    // Whoever is late with forgetting what there was before does nothing to what came after.
+    backend.forget(identity, mode, &earlier).await;
     assert!(suite.setup.runs(&left));
     application.leave();
     story.follow(application.as_mut(), "ended").await;

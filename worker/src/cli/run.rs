@@ -15,7 +15,7 @@ use super::render::{Progress, exit_of, faults, outcome};
 use super::{CliError, Exit, input, output};
 use crate::config::Settings;
 use crate::job::outputs;
-use crate::job::settle::terminal_event;
+use crate::job::settle::{launches, terminal_event};
 use crate::job::submit::identity;
 use crate::job::{
     Announce, Attempt, Claim, Context, End, Kept, StopReason, Stopper, clean, keep, run as run_attempt,
@@ -76,7 +76,9 @@ pub async fn run(args: Args, settings: Settings) -> Result<Exit, CliError> {
     let names = output_names(&job);
     let mut attempt = attempt(&context, &claim, job, text).await;
     // Here its end is told to nobody but whoever waits for it.
-    context.backend.forget(&identity(&claim), &claim.mode).await;
+    if let Some(launches) = launches(&context, &claim).await {
+        context.backend.forget(&identity(&claim), &claim.mode, &launches).await;
+    }
     let written = save_outputs(&attempt, &names, &args.outputs);
     // What could not be saved must not be lost with the directory.
     attempt.course.keep_directory |= written.is_err();

@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use spark_runtime_protocol::asset::{AssetType, StagedPath};
-use spark_runtime_protocol::event::{Failure, FailureClass, Records, Way};
+use spark_runtime_protocol::event::{Failure, FailureClass, ModelException, Records, Way};
 use spark_runtime_protocol::job::Job;
 use spark_runtime_protocol::json::Fault;
 
@@ -41,8 +41,6 @@ const LONGEST_REASON: usize = 200;
 const TOO_LARGE: &str = "above the max threshold (";
 /// What a standalone master tells an application that somebody ended there, and who that may be. It does so for nothing else.
 const KILLED_AT_MASTER: &str = "Master removed our application: KILLED";
-/// What Spark says of a job that was under way when its context was stopped, by whomever.
-const SHUT_DOWN: &str = "cancelled because SparkContext was shut down";
 const BY_MASTER: &str = "somebody killed it at the master of the standalone cluster";
 /// How much of the end of a driver's log is searched for who ended its application, in bytes: traces may follow on it.
 const SEARCHED: u64 = 1 << 20;
@@ -115,9 +113,8 @@ pub async fn collect(
             }
         }
         Verdict::Failed { mut failure, mut may_pass } => {
-            let exception = failure.exception.as_ref();
-            let is_shut_down = exception.is_some_and(|exception| exception.message.contains(SHUT_DOWN));
-            if is_shut_down || failure.class == FailureClass::Infrastructure && exception.is_some() {
+            let is_of_spark = failure.exception.as_ref().is_some_and(is_of_spark);
+            if is_of_spark || failure.class == FailureClass::Infrastructure && failure.exception.is_some() {
                 let log = staged.directory.join(STANDARD_ERROR);
                 let found = tokio::task::spawn_blocking(move || let_go_in(&log_tail(&log, SEARCHED)));
                 match found.await {
@@ -125,7 +122,9 @@ pub async fn collect(
                         course.ended_by = Some(who);
                         return stopped(StopReason::Cancel);
                     }
-                    Ok(Some(LetGo::Failed { class, words, may_pass: passes })) if is_shut_down => {
+                    Ok(Some(LetGo::Failed { class, words, may_pass: passes }))
+                        if failure.class == FailureClass::Model =>
+                    {
                         let message = format!("{words}{SEE_LOG}");
                         (failure.class, failure.message, may_pass) = (class, message, passes);
                     }
@@ -430,6 +429,12 @@ pub(super) fn ended_by_hand(message: &str) -> Option<String> {
     }
 }
 
+/// Whether Spark raised this, and not the model: whatever was under way in a context that somebody else stops ends with an
+/// exception that depends on where it was, as with that of a thread that is interrupted.
+fn is_of_spark(exception: &ModelException) -> bool {
+    ["py4j.", "pyspark."].iter().any(|library| exception.exception_type.starts_with(library))
+}
+
 /// What the log of a driver says of a context that Spark stopped: what the model met after that need not say it, and may look
 /// as if the model had stopped it itself.
 fn let_go_in(log: &str) -> Option<LetGo> {
@@ -461,7 +466,7 @@ fn ended_in_cluster(who: &str) -> String {
 /// What the driver's own word for a failure says.
 pub(super) fn raised(
     kind: FailureKind,
-    exception: spark_runtime_protocol::event::ModelException,
+    exception: ModelException,
     functions: &[String],
     at: AtRecord,
     job: &Job,
@@ -670,7 +675,6 @@ mod tests {
     use crate::spark::Ending;
     use crate::spark::guard::LogSize;
     use serde_json::json;
-    use spark_runtime_protocol::event::ModelException;
     use std::time::Duration;
 
     fn job(outputs: Value) -> Job {
@@ -910,6 +914,18 @@ mod tests {
             let_go_in(&log.replace("KILLED", "FAILED")),
             Some(LetGo::Failed { may_pass: true, .. })
         ));
+        // What the model met after that depends on where its work was; an exception of its own is not looked behind.
+        for (raised, is_so) in [
+            ("py4j.protocol.Py4JJavaError", true),
+            ("pyspark.errors.exceptions.captured.IllegalArgumentException", true),
+            ("ValueError", false),
+            ("my_pyspark.Error", false),
+        ] {
+            let message = "java.lang.InterruptedException".to_owned();
+            let exception =
+                ModelException { exception_type: raised.to_owned(), message, traceback: None, frame: None };
+            assert_eq!(is_of_spark(&exception), is_so, "{raised}");
+        }
         // A model that stops its own session has nobody else to blame.
         assert!(
             let_go_in("INFO SparkContext: SparkContext is stopping with exitCode 0 from stop at x").is_none()

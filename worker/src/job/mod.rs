@@ -258,6 +258,8 @@ pub struct Course {
     pub keep_directory: bool,
     /// What is to be told about the job besides, as of outputs that were there already.
     pub notes: Vec<String>,
+    /// An application of it was followed to what is its end as far as can be known.
+    pub has_followed: bool,
     /// What is to be told only if the attempt fails, as of inputs that nobody could look for.
     pub doubts: Vec<String>,
     /// What was fetched from repositories.
@@ -345,6 +347,7 @@ async fn run_phases(
     };
     crash_point("after-spawn");
     let tracked = track::track(context, claim, &mut submitted, stop, clock, course).await;
+    course.has_followed = true;
     let collecting = Instant::now();
     let mut end = collect::collect(context, job, way, &staged, tracked, course).await;
     if let Some(target) = target {

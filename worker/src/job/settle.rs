@@ -26,6 +26,10 @@ use crate::broker::ledger::{Held, Ledger, Superseded};
 use crate::broker::message::{Message, Seen};
 use crate::broker::publisher::{Announcement, Burial, Publisher};
 use crate::crash::crash_point;
+use crate::spark::Launches;
+
+/// How long the answer may take to which launches of a job there are.
+const ASKING: Duration = Duration::from_secs(60);
 
 /// What is to be done with the delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,11 +208,15 @@ pub async fn settle(
         End::Failed { failure, may_pass: true }
             if claim.failures + 1 < context.settings.retry.max_attempts =>
         {
+            // The next attempt must not take this one's application for one whose end nobody has told; one of which no end is known
+            // is left for it to find.
+            let over = if attempt.course.has_followed { launches(context, claim).await } else { None };
             crash_point("before-release");
             desk.ledger.release(held, Reason::Failed).await?;
             crash_point("after-release");
-            // The next attempt must not take this one's application for one whose end nobody has told.
-            context.backend.forget(&identity(claim), &claim.mode).await;
+            if let Some(over) = over {
+                context.backend.forget(&identity(claim), &claim.mode, &over).await;
+            }
             retry(context, &desk.publisher, claim, message, failure).await;
             crash_point("before-ack");
             return Ok(Outcome::Said);
@@ -218,6 +226,7 @@ pub async fn settle(
     let Some((kind, event)) = terminal_event(claim, attempt) else { return Err(Superseded) };
     let Some(ending) = Ending::told_by(kind) else { return Err(Superseded) };
     let announcement = Announcement::new(kind, &event);
+    let over = launches(context, claim).await;
     crash_point("before-history");
     desk.history.record(&announcement).await;
     crash_point("before-settle");
@@ -225,15 +234,32 @@ pub async fn settle(
     desk.ledger.settle(held, ending, event.time).await?;
     crash_point("after-settle");
     super::outputs::forget(context, claim);
-    if claim.mode.is_cluster() {
+    if let Some(over) = over {
         let (backend, identity, mode) = (context.backend.clone(), identity(claim), claim.mode.clone());
-        tokio::spawn(async move { backend.forget(&identity, &mode).await });
+        tokio::spawn(async move { backend.forget(&identity, &mode, &over).await });
     }
     bury(&desk.publisher, &event, message, Some(settled_by)).await;
     crash_point("before-event");
     desk.publisher.announce_again(&announcement).await;
     crash_point("before-ack");
     Ok(Outcome::Said)
+}
+
+/// The launches of a job that runs in a cluster, asked for while it is still this worker's: a worker that has lost it meanwhile
+/// must not take the next one's for its own, however late it comes to removing them.
+pub async fn launches(context: &Context, claim: &Claim) -> Option<Launches> {
+    if !claim.mode.is_cluster() {
+        return None;
+    }
+    let identity = identity(claim);
+    let asked = tokio::time::timeout(ASKING, context.backend.launches(&identity, &claim.mode)).await;
+    let reason = match asked {
+        Ok(Ok(launches)) => return Some(launches),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {}", in_words(ASKING)),
+    };
+    tracing::warn!(job_id = %claim.job, reason, "what is kept of a job in the cluster cannot be known, and stays there");
+    None
 }
 
 /// Puts a job that failed for a reason that is not its model's, or was rejected, among the dead.

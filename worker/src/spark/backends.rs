@@ -9,7 +9,7 @@ use super::client_mode::ClientMode;
 use super::kubernetes::cluster_mode::PodMode;
 #[cfg(feature = "yarn")]
 use super::yarn::cluster_mode::ClusterMode;
-use super::{Application, Awaited, Backend, Identity, Mode, Sought, Submission, SubmitError};
+use super::{Application, Awaited, Backend, Identity, Launches, Mode, Sought, Submission, SubmitError};
 
 /// Chooses by what is asked for.
 pub struct Backends {
@@ -67,7 +67,20 @@ impl Backend for Backends {
         self.of(&submission.sought.mode).submit(submission)
     }
 
-    fn forget<'a>(&'a self, identity: &'a Identity, mode: &'a Mode) -> Awaited<'a, ()> {
-        self.of(mode).forget(identity, mode)
+    fn launches<'a>(
+        &'a self,
+        identity: &'a Identity,
+        mode: &'a Mode,
+    ) -> Awaited<'a, Result<Launches, SubmitError>> {
+        self.of(mode).launches(identity, mode)
+    }
+
+    fn forget<'a>(
+        &'a self,
+        identity: &'a Identity,
+        mode: &'a Mode,
+        launches: &'a Launches,
+    ) -> Awaited<'a, ()> {
+        self.of(mode).forget(identity, mode, launches)
     }
 }

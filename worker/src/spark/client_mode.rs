@@ -26,8 +26,8 @@ use super::policy::Master;
 use super::report::{Reports, SOCKET, Word};
 use super::standalone::Waiting;
 use super::{
-    Accepted, Application, Awaited, Backend, Change, Ending, Identity, Mode, Outcome, Sought, Submission,
-    SubmitError,
+    Accepted, Application, Awaited, Backend, Change, Ending, Identity, Launches, Mode, Outcome, Sought,
+    Submission, SubmitError,
 };
 use crate::config::SparkSettings;
 
@@ -401,7 +401,11 @@ impl Backend for ClientMode {
         Box::pin(self.start(submission))
     }
 
-    fn forget<'a>(&'a self, _: &'a Identity, _: &'a Mode) -> Awaited<'a, ()> {
+    fn launches<'a>(&'a self, _: &'a Identity, _: &'a Mode) -> Awaited<'a, Result<Launches, SubmitError>> {
+        Box::pin(std::future::ready(Ok(Launches::default())))
+    }
+
+    fn forget<'a>(&'a self, _: &'a Identity, _: &'a Mode, _: &'a Launches) -> Awaited<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }

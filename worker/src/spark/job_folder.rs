@@ -29,6 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use crate::spark::Launches;
 use crate::spark::report::Word;
 use crate::storage::{Actor, Place, Scheme, Storage, StorageError};
 
@@ -185,6 +186,14 @@ impl JobFolder {
         Ok(tickets)
     }
 
+    /// All launches of which something is there.
+    ///
+    /// # Errors
+    /// [`FolderError`].
+    pub async fn launches(&self) -> Result<Launches, FolderError> {
+        Ok(Launches(self.tickets().await?.into_keys().collect()))
+    }
+
     /// Writes a ticket. From now on a driver may begin with it.
     ///
     /// # Errors
@@ -254,15 +263,17 @@ impl JobFolder {
     /// [`FolderError`]; then a driver may still run, or begin.
     pub async fn call_off(
         &self,
-        launches: &BTreeMap<String, Stage>,
+        launches: &Launches,
         is_certain: impl Fn(&str) -> bool,
     ) -> Result<(), FolderError> {
-        for (ticket, _) in launches.iter().filter(|(_, stage)| **stage == Stage::Open) {
+        let before = self.tickets().await?;
+        for ticket in launches.0.iter().filter(|ticket| before.get(*ticket) == Some(&Stage::Open)) {
             self.revoke(ticket).await?;
         }
+        // A driver may have been there first.
         let now = self.tickets().await?;
         let mut may_run = false;
-        for ticket in launches.keys().filter(|ticket| !is_certain(ticket)) {
+        for ticket in launches.0.iter().filter(|ticket| !is_certain(ticket)) {
             if matches!(now.get(ticket), Some(Stage::Taken | Stage::CalledOff)) {
                 self.issue(&format!("{ticket}{OFF}"), "{}").await?;
                 self.revoke(&format!("{ticket}{TAKEN}")).await?;
@@ -277,7 +288,7 @@ impl JobFolder {
             );
             tokio::time::sleep(self.calling_off).await;
         }
-        for ticket in launches.keys() {
+        for ticket in &launches.0 {
             for part in PARTS.iter().chain([&OFF]) {
                 self.remove_all(&format!("{ticket}{part}")).await?;
             }
@@ -291,9 +302,10 @@ impl JobFolder {
     /// # Errors
     /// [`FolderError`]; then a driver may still run.
     pub async fn finish_calling_off(&self) -> Result<(), FolderError> {
-        let mut tickets = self.tickets().await?;
-        tickets.retain(|_, stage| *stage == Stage::CalledOff);
-        if tickets.is_empty() { Ok(()) } else { self.call_off(&tickets, |_| false).await }
+        let tickets = self.tickets().await?.into_iter();
+        let off = tickets.filter(|(_, stage)| *stage == Stage::CalledOff).map(|(ticket, _)| ticket);
+        let off = Launches(off.collect());
+        if off.0.is_empty() { Ok(()) } else { self.call_off(&off, |_| false).await }
     }
 
     /// Removes the folder with all that is in it.
@@ -396,20 +408,20 @@ mod tests {
             write(name);
         }
         std::fs::create_dir(place.path().join("b.files")).unwrap();
-        let of = |names: &[&str], stage| names.iter().map(|name| ((*name).to_owned(), stage)).collect();
-        let took = async |launches: BTreeMap<String, Stage>, certain: &str| {
+        let of = |ticket: &str| Launches([ticket.to_owned()].into());
+        let took = async |launches: Launches, certain: &str| {
             let began = tokio::time::Instant::now();
             folder.call_off(&launches, |ticket| ticket == certain).await.unwrap();
             began.elapsed()
         };
         // None of these can run: it has not begun, has left its word, or is certain to have ended. What is another's stays.
-        assert!(took(of(&["a"], Stage::Open), "").await < CALLING_OFF);
-        assert!(took(of(&["b"], Stage::Ended), "").await < CALLING_OFF);
-        assert!(took(of(&["d"], Stage::Taken), "d").await < CALLING_OFF);
+        assert!(took(of("a"), "").await < CALLING_OFF);
+        assert!(took(of("b"), "").await < CALLING_OFF);
+        assert!(took(of("d"), "d").await < CALLING_OFF);
         assert_eq!(left(), ["c.taken"]);
         // This one may, and whoever is in the middle of it leaves a mark.
         write("e");
-        let launches = of(&["c"], Stage::Taken);
+        let launches = of("c");
         let off = folder.call_off(&launches, |_| false);
         assert!(tokio::time::timeout(CALLING_OFF / 2, off).await.is_err());
         assert_eq!(left(), ["c.off", "e"]);
@@ -421,7 +433,7 @@ mod tests {
         // It was begun meanwhile, and the folder goes with the last.
         std::fs::rename(place.path().join("e"), place.path().join("e.taken")).unwrap();
         write("f.upload");
-        assert!(took(of(&["e"], Stage::Open), "").await >= CALLING_OFF);
+        assert!(took(of("e"), "").await >= CALLING_OFF);
         assert!(!place.path().exists());
     }
 

@@ -31,6 +31,7 @@ pub mod standalone;
 #[cfg(feature = "yarn")]
 pub mod yarn;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -67,8 +68,25 @@ pub trait Backend: Send + Sync {
         submission: &'a Submission,
     ) -> Awaited<'a, Result<Box<dyn Application>, SubmitError>>;
 
-    /// Removes what is kept of a job's applications outside of this machine: none of them counts any more. Best effort.
-    fn forget<'a>(&'a self, identity: &'a Identity, mode: &'a Mode) -> Awaited<'a, ()>;
+    /// The launches of a job of which something is kept outside of this machine. Whoever asks while the job is his gets his own and
+    /// those of whoever had it before.
+    ///
+    /// # Errors
+    /// Nothing is known then, and nothing may be forgotten.
+    fn launches<'a>(
+        &'a self,
+        identity: &'a Identity,
+        mode: &'a Mode,
+    ) -> Awaited<'a, Result<Launches, SubmitError>>;
+
+    /// Removes what is kept of these launches of a job: they count no more. Of later ones, which may be somebody else's by now,
+    /// nothing is touched. Best effort.
+    fn forget<'a>(
+        &'a self,
+        identity: &'a Identity,
+        mode: &'a Mode,
+        launches: &'a Launches,
+    ) -> Awaited<'a, ()>;
 }
 
 /// One run of a driver and of what it started.
@@ -113,6 +131,10 @@ pub trait Application: Send {
     /// unless nothing of it is elsewhere.
     fn leave(&self);
 }
+
+/// Launches of one job, by their tickets: see [`Backend::launches`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Launches(BTreeSet<String>);
 
 /// Where an application is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -323,7 +345,11 @@ impl Backend for NoCluster {
         Box::pin(std::future::ready(Err(Self::refusal())))
     }
 
-    fn forget<'a>(&'a self, _: &'a Identity, _: &'a Mode) -> Awaited<'a, ()> {
+    fn launches<'a>(&'a self, _: &'a Identity, _: &'a Mode) -> Awaited<'a, Result<Launches, SubmitError>> {
+        Box::pin(std::future::ready(Err(Self::refusal())))
+    }
+
+    fn forget<'a>(&'a self, _: &'a Identity, _: &'a Mode, _: &'a Launches) -> Awaited<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }

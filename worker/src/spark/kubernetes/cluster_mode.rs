@@ -27,7 +27,7 @@
 //!
 //! This module must not know what becomes of a job.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
@@ -57,7 +57,7 @@ use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
 use crate::spark::policy::kubernetes_server;
 use crate::spark::{
     Accepted, Application, Awaited, Backend, Cause, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
-    Identity, Mode, Namespace, Outcome, Sought, Submission, SubmitError,
+    Identity, Launches, Mode, Namespace, Outcome, Sought, Submission, SubmitError,
 };
 use crate::storage::Storage;
 
@@ -335,12 +335,16 @@ impl PodMode {
         Ok(properties)
     }
 
-    async fn clear(&self, identity: &Identity, mode: &Mode) {
+    async fn launches(&self, identity: &Identity, mode: &Mode) -> Result<Launches, SubmitError> {
+        let cluster = self.cluster(mode).await?;
+        let folder = cluster.job_folder(&cluster.tag(identity))?;
+        Ok(folder.launches().await.map_err(Trouble::from)?)
+    }
+
+    async fn clear(&self, identity: &Identity, mode: &Mode, launches: &Launches) {
         let removed = async {
             let cluster = self.cluster(mode).await?;
-            let tag = cluster.tag(identity);
-            let launches = cluster.job_folder(&tag)?.tickets().await.map_err(Trouble::from)?;
-            cluster.clear(&tag, &launches).await?;
+            cluster.clear(&cluster.tag(identity), launches).await?;
             Ok::<_, SubmitError>(())
         };
         if let Err(error) = removed.await {
@@ -364,8 +368,21 @@ impl Backend for PodMode {
         Box::pin(self.start(submission))
     }
 
-    fn forget<'a>(&'a self, identity: &'a Identity, mode: &'a Mode) -> Awaited<'a, ()> {
-        Box::pin(self.clear(identity, mode))
+    fn launches<'a>(
+        &'a self,
+        identity: &'a Identity,
+        mode: &'a Mode,
+    ) -> Awaited<'a, Result<Launches, SubmitError>> {
+        Box::pin(self.launches(identity, mode))
+    }
+
+    fn forget<'a>(
+        &'a self,
+        identity: &'a Identity,
+        mode: &'a Mode,
+        launches: &'a Launches,
+    ) -> Awaited<'a, ()> {
+        Box::pin(self.clear(identity, mode, launches))
     }
 }
 
@@ -479,7 +496,7 @@ impl Cluster {
     }
 
     /// Removes what is left of these launches. What came after them is somebody else's.
-    async fn clear(&self, tag: &str, launches: &BTreeMap<String, Stage>) -> Result<(), Trouble> {
+    async fn clear(&self, tag: &str, launches: &Launches) -> Result<(), Trouble> {
         let folder = (self.folder_of)(tag)?;
         let pod = self.pod(tag).await;
         let over = match &pod {
@@ -501,7 +518,7 @@ impl Cluster {
     async fn clear_pod(
         &self,
         report: &Report,
-        launches: &BTreeMap<String, Stage>,
+        launches: &Launches,
         folder: &JobFolder,
     ) -> Result<(), Trouble> {
         let is_kept = match (&report.state, self.settings.keep_pods) {
@@ -510,11 +527,10 @@ impl Cluster {
             // One that is not over counts no more.
             _ => false,
         };
-        let is_of = |launches: &BTreeMap<String, Stage>| {
-            report.ticket.as_ref().is_some_and(|ticket| launches.contains_key(ticket))
-        };
+        let is_of =
+            |launches: &Launches| report.ticket.as_ref().is_some_and(|ticket| launches.0.contains(ticket));
         let counts_no_more =
-            is_of(launches) || (report.is_certainly_over() && !is_of(&folder.tickets().await?));
+            is_of(launches) || (report.is_certainly_over() && !is_of(&folder.launches().await?));
         if counts_no_more && !is_kept {
             self.api().delete(&report.name, &report.uid, None).await?;
         }
@@ -1592,13 +1608,13 @@ mod scripted_tests {
         scene.write("old.taken");
         scene.write("old.end");
         scene.write("ticket.taken");
-        let launches = BTreeMap::from([("old".to_owned(), Stage::Ended)]);
+        let launches = Launches(["old".to_owned()].into());
         scene.cluster.clear(TAG, &launches).await.unwrap_or_else(|trouble| panic!("{}", trouble.words));
         assert_eq!(scene.left(), ["ticket.taken"]);
         assert_eq!(scene.world.lock().unwrap().count("DELETE"), 0);
         // And when it is its own turn, all of it goes, at once where its kubelet says that it has ended.
         scene.world.lock().unwrap().pod = Some(over(3));
-        let launches = BTreeMap::from([("ticket".to_owned(), Stage::Taken)]);
+        let launches = Launches(["ticket".to_owned()].into());
         let began = Instant::now();
         let settings = KubernetesSettings { keep_pods: KeepPods::Never, ..scene.cluster.settings.clone() };
         let cluster = Cluster { settings, ..Arc::into_inner(scene.cluster).unwrap() };

@@ -41,7 +41,7 @@ use crate::spark::job_folder::{JobFolder, LastWord, Stage};
 use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
 use crate::spark::{
     Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
-    Identity, Mode, Outcome, Sought, Submission, SubmitError,
+    Identity, Launches, Mode, Outcome, Sought, Submission, SubmitError,
 };
 use crate::storage::{Actor, Storage};
 
@@ -212,13 +212,16 @@ impl ClusterMode {
         }
     }
 
-    async fn clear(&self, identity: &Identity) {
+    async fn folder(&self, identity: &Identity) -> Result<JobFolder, SubmitError> {
+        let cluster = self.cluster().await?;
+        cluster.job_folder(&cluster.tag(identity))
+    }
+
+    async fn clear(&self, identity: &Identity, launches: &Launches) {
         let removed = async {
-            let cluster = self.cluster().await?;
-            let folder = cluster.job_folder(&cluster.tag(identity))?;
-            let launches = folder.tickets().await.map_err(Trouble::from)?;
+            let folder = self.folder(identity).await?;
             // YARN tells the end of a driver whose node is lost as if it had seen it.
-            folder.call_off(&launches, |_| false).await.map_err(Trouble::from)?;
+            folder.call_off(launches, |_| false).await.map_err(Trouble::from)?;
             Ok::<_, SubmitError>(())
         };
         if let Err(error) = removed.await {
@@ -242,8 +245,16 @@ impl Backend for ClusterMode {
         Box::pin(self.start(submission))
     }
 
-    fn forget<'a>(&'a self, identity: &'a Identity, _: &'a Mode) -> Awaited<'a, ()> {
-        Box::pin(self.clear(identity))
+    fn launches<'a>(
+        &'a self,
+        identity: &'a Identity,
+        _: &'a Mode,
+    ) -> Awaited<'a, Result<Launches, SubmitError>> {
+        Box::pin(async { Ok(self.folder(identity).await?.launches().await.map_err(Trouble::from)?) })
+    }
+
+    fn forget<'a>(&'a self, identity: &'a Identity, _: &'a Mode, launches: &'a Launches) -> Awaited<'a, ()> {
+        Box::pin(self.clear(identity, launches))
     }
 }
 
