@@ -21,6 +21,8 @@ pub mod job_folder;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 #[cfg(any(feature = "kubernetes", feature = "yarn"))]
+mod launch;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
 mod pack;
 pub mod policy;
 pub mod report;

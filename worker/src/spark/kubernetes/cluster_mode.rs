@@ -34,7 +34,6 @@ use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -44,7 +43,6 @@ use super::follow::{Following, Pace, Sight, Watch};
 use super::logs;
 use super::pod::{ENDED_FOR, JOB, Pod, Report, SERVICE, State, TICKET};
 use crate::config::{Keep, KeepPods, KubernetesSettings, Settings};
-use crate::spark::argv::Sent;
 use crate::spark::client_mode::{ClientMode, Launcher};
 use crate::spark::elsewhere::{
     FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, READING, Trouble, Want, exit_of, job_tag, left, make,
@@ -53,7 +51,7 @@ use crate::spark::elsewhere::{
 use crate::spark::guard::{Exit, ExitStatus, Running};
 use crate::spark::installation::Environment;
 use crate::spark::job_folder::{FolderError, JobFolder, LastWord, Stage};
-use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
+use crate::spark::launch::Launch;
 use crate::spark::policy::kubernetes_server;
 use crate::spark::{
     Accepted, Application, Awaited, Backend, Cause, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
@@ -245,48 +243,14 @@ impl PodMode {
         let sought = &submission.sought;
         let cluster = self.cluster(&sought.mode).await?;
         let tag = cluster.tag(&sought.identity);
-        let ticket = uuid::Uuid::new_v4().simple().to_string();
-        let folder = cluster.job_folder(&tag)?;
-        let properties = self.properties(submission, &cluster, &tag, &ticket, &folder)?;
-        let told = json!({
-            "jobFolder": folder.url(),
-            "ticket": ticket,
-            "outputs": submission.outputs,
-            "outputFolder": submission.output_folder,
-        });
-        let packing = tokio::task::spawn_blocking({
-            let (from, to) = (sought.working_directory.clone(), sought.directory.join(ARCHIVE));
-            move || pack(&from, &to, &told.to_string())
-        });
-        let files =
-            packing.await.map_err(std::io::Error::other).and_then(|packed| packed).map_err(|source| {
-                SubmitError::Directory { what: "the archive of the job's files", source }
-            })?;
-        let launcher = Launcher {
-            sent: Sent {
-                files,
-                archives: vec![uri(&sought.directory.join(ARCHIVE), Some(UNPACKED))],
-                ..Sent::default()
-            },
-            properties,
-            driver_arguments: vec!["--cluster".into(), UNPACKED.into()],
-        };
-        let note = json!({"job": sought.identity.job, "digest": sought.identity.digest}).to_string();
-        folder.issue(&ticket, &note).await.map_err(Trouble::from)?;
-        match self.launcher.start_launcher(submission, launcher).await {
-            Ok(running) => {
-                let application = PodApplication::new(cluster, folder, tag, ticket, sought);
-                let asks = Some(submission.command_line.driver_asks());
-                Ok(Box::new(PodApplication { launcher: Some(running), asks, ..application }))
-            }
-            Err(error) => {
-                // Nothing was started with it; whoever comes next would revoke it as well.
-                if let Err(error) = folder.revoke(&ticket).await {
-                    tracing::debug!(%error, "a ticket could not be revoked");
-                }
-                Err(error)
-            }
-        }
+        let launch = Launch::of(cluster.job_folder(&tag)?);
+        let properties = self.properties(submission, &cluster, &tag, &launch)?;
+        let launcher = Launcher { properties, ..launch.pack(submission).await? };
+        launch.issue(&sought.identity).await?;
+        let running = launch.start(&self.launcher, submission, launcher).await?;
+        let application = PodApplication::new(cluster, launch.folder, tag, launch.ticket, sought);
+        let asks = Some(submission.command_line.driver_asks());
+        Ok(Box::new(PodApplication { launcher: Some(running), asks, ..application }))
     }
 
     /// What spark-submit is told beside what the job says.
@@ -295,9 +259,9 @@ impl PodMode {
         submission: &Submission,
         cluster: &Cluster,
         tag: &str,
-        ticket: &str,
-        folder: &JobFolder,
+        launch: &Launch,
     ) -> Result<Vec<(String, String)>, SubmitError> {
+        let Launch { folder, ticket } = launch;
         let service = service_label(&self.settings.service);
         let label = |name: &str| format!("spark.kubernetes.driver.label.{name}");
         let mut properties = vec![
@@ -306,7 +270,7 @@ impl PodMode {
             ("spark.kubernetes.driver.pod.name".to_owned(), name_of(tag)),
             (label(SERVICE), service),
             (label(JOB), tag.to_owned()),
-            (label(TICKET), ticket.to_owned()),
+            (label(TICKET), ticket.clone()),
             ("spark.kubernetes.file.upload.path".to_owned(), format!("{}/{ticket}{UPLOAD}", folder.url())),
         ];
         let id = &submission.sought.identity.job;
@@ -1379,7 +1343,7 @@ mod tests {
 mod scripted_tests {
     use std::path::Path;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::super::scripted::{World, answer, pod, status, world};
     use super::*;

@@ -18,7 +18,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -30,15 +29,14 @@ use super::logs::{self, Bounds};
 use super::reason::{cause, memory_used};
 use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Standing};
 use crate::config::{Keep, Settings, YarnSettings};
-use crate::spark::argv::Sent;
-use crate::spark::client_mode::{ClientMode, Launcher};
+use crate::spark::client_mode::ClientMode;
 use crate::spark::elsewhere::{
     FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, READING, Trouble, Want, exit_of, job_tag, left, make,
     never_accepted, patiently, sleep_until,
 };
 use crate::spark::guard::{Exit, Running};
 use crate::spark::job_folder::{JobFolder, LastWord, Stage};
-use crate::spark::pack::{ARCHIVE, UNPACKED, pack, uri};
+use crate::spark::launch::Launch;
 use crate::spark::{
     Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
     Identity, Launches, Mode, Outcome, Sought, Submission, SubmitError,
@@ -157,59 +155,25 @@ impl ClusterMode {
         let cluster = self.cluster().await?;
         let sought = &submission.sought;
         let tag = cluster.tag(&sought.identity);
-        let ticket = uuid::Uuid::new_v4().simple().to_string();
-        let folder = cluster.job_folder(&tag)?;
-        let told = json!({
-            "jobFolder": folder.url(),
-            "ticket": ticket,
-            "outputs": submission.outputs,
-            "outputFolder": submission.output_folder,
-        });
-        let packing = tokio::task::spawn_blocking({
-            let (from, to) = (sought.working_directory.clone(), sought.directory.join(ARCHIVE));
-            move || pack(&from, &to, &told.to_string())
-        });
-        let files =
-            packing.await.map_err(std::io::Error::other).and_then(|packed| packed).map_err(|source| {
-                SubmitError::Directory { what: "the archive of the job's files", source }
-            })?;
-        let archive = uri(&sought.directory.join(ARCHIVE), Some(UNPACKED));
-        let launch = launch_tag(&tag, &ticket);
-        let mut properties = vec![
+        let launch = Launch::of(cluster.job_folder(&tag)?);
+        let mut launcher = launch.pack(submission).await?;
+        let launch_tag = launch_tag(&tag, &launch.ticket);
+        launcher.sent.tags = vec![tag.clone(), launch_tag.clone()];
+        launcher.properties = vec![
             ("spark.yarn.submit.waitAppCompletion".to_owned(), "false".to_owned()),
             ("spark.yarn.maxAppAttempts".to_owned(), "1".to_owned()),
         ];
         if !submission.command_line.sets(WAIT_FOR_CONTEXT.0) {
-            properties.push((WAIT_FOR_CONTEXT.0.to_owned(), WAIT_FOR_CONTEXT.1.to_owned()));
+            launcher.properties.push((WAIT_FOR_CONTEXT.0.to_owned(), WAIT_FOR_CONTEXT.1.to_owned()));
         }
-        let launcher = Launcher {
-            sent: Sent {
-                files,
-                archives: vec![archive],
-                tags: vec![tag.clone(), launch.clone()],
-                ..Sent::default()
-            },
-            properties,
-            driver_arguments: vec!["--cluster".into(), UNPACKED.into()],
-        };
-        folder.share_with(&sought.actor).await.map_err(Trouble::from)?;
-        let note = json!({"job": sought.identity.job, "digest": sought.identity.digest}).to_string();
-        folder.issue(&ticket, &note).await.map_err(Trouble::from)?;
-        let following = cluster.watch.follow(&launch).map_err(Trouble::from)?;
-        match self.launcher.start_launcher(submission, launcher).await {
-            Ok(running) => {
-                let application = ClusterApplication::new(cluster, folder, tag, ticket, following, sought);
-                let asks = Some(submission.command_line.driver_asks());
-                Ok(Box::new(ClusterApplication { launcher: Some(running), asks, ..application }))
-            }
-            Err(error) => {
-                // Nothing was started with it; whoever comes next would revoke it as well.
-                if let Err(error) = folder.revoke(&ticket).await {
-                    tracing::debug!(%error, "a ticket could not be revoked");
-                }
-                Err(error)
-            }
-        }
+        launch.folder.share_with(&sought.actor).await.map_err(Trouble::from)?;
+        launch.issue(&sought.identity).await?;
+        let following = cluster.watch.follow(&launch_tag).map_err(Trouble::from)?;
+        let running = launch.start(&self.launcher, submission, launcher).await?;
+        let Launch { folder, ticket } = launch;
+        let application = ClusterApplication::new(cluster, folder, tag, ticket, following, sought);
+        let asks = Some(submission.command_line.driver_asks());
+        Ok(Box::new(ClusterApplication { launcher: Some(running), asks, ..application }))
     }
 
     async fn folder(&self, identity: &Identity) -> Result<JobFolder, SubmitError> {
