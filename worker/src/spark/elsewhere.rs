@@ -10,8 +10,10 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::guard::{Exit, Running};
+use super::installation::Environment;
 use super::job_folder::FolderError;
 use super::{Change, Ending, Outcome, SubmitError};
+use crate::config::{Keep, Settings};
 
 /// What every tag of ours begins with.
 const PREFIX: &str = "spark-runtime";
@@ -38,6 +40,41 @@ pub fn job_tag(service: &str, job: &str, digest: &str) -> String {
     }
     let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{PREFIX}-{}", &digest[..DIGITS])
+}
+
+/// The user as whom the worker is known in a cluster that takes its word for it.
+pub(super) fn user(environment: &Environment) -> String {
+    environment
+        .get("HADOOP_USER_NAME")
+        .map(|name| name.to_string_lossy().into_owned())
+        .or_else(|| nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()?.map(|user| user.name))
+        .unwrap_or_else(|| "nobody".to_owned())
+}
+
+/// Where the folders of jobs are when the settings do not say.
+pub(super) fn folder_of(user: &str) -> String {
+    format!("/user/{user}/.spark-runtime")
+}
+
+/// What is wanted of the logs of drivers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogWishes {
+    /// How much is kept of each, in bytes.
+    pub(super) bytes: u64,
+    /// Those of drivers that did well are wanted, too.
+    pub(super) always: bool,
+}
+
+impl LogWishes {
+    /// Those of the settings.
+    pub(super) fn of(settings: &Settings) -> Self {
+        Self { bytes: settings.log.limit, always: settings.job.keep == Keep::Always }
+    }
+
+    /// Whether the log of a driver is wanted.
+    pub(super) fn want_that_of(self, did_well: bool, has_word: bool) -> bool {
+        self.always || !did_well || !has_word
+    }
 }
 
 /// What stands in the way of an answer.

@@ -42,11 +42,11 @@ use super::api::{Api, ApiError, Deletion, Enter, is_namespace};
 use super::follow::{Following, Pace, Sight, Watch};
 use super::logs;
 use super::pod::{ENDED_FOR, JOB, Pod, Report, SERVICE, State, TICKET};
-use crate::config::{Keep, KeepPods, KubernetesSettings, Settings};
+use crate::config::{KeepPods, KubernetesSettings, Settings};
 use crate::spark::client_mode::{ClientMode, Launcher};
 use crate::spark::elsewhere::{
-    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, READING, Trouble, Want, exit_of, job_tag, left, make,
-    never_accepted, patiently, sleep_until,
+    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, LogWishes, READING, Trouble, Want, exit_of, folder_of,
+    job_tag, left, make, never_accepted, patiently, sleep_until, user,
 };
 use crate::spark::guard::{Exit, ExitStatus, Running};
 use crate::spark::installation::Environment;
@@ -107,15 +107,6 @@ struct Reached {
     clusters: HashMap<Namespace, Arc<Cluster>>,
 }
 
-/// What is wanted of the logs of drivers.
-#[derive(Debug, Clone, Copy)]
-struct LogWishes {
-    /// How much is kept of each, in bytes.
-    bytes: u64,
-    /// Those of drivers that did well are wanted, too.
-    always: bool,
-}
-
 /// One namespace of a cluster, and the HDFS that its drivers use.
 struct Cluster {
     logs: LogWishes,
@@ -147,7 +138,7 @@ impl PodMode {
             storage: Storage::of(settings),
             settings: settings.kubernetes.clone(),
             own_server: kubernetes_server(&settings.spark.master),
-            logs: LogWishes { bytes: settings.log.limit, always: settings.job.keep == Keep::Always },
+            logs: LogWishes::of(settings),
             reached: Mutex::default(),
         }
     }
@@ -182,19 +173,7 @@ impl PodMode {
         if !is_namespace(&namespace) {
             return Err(bad(format!("{namespace:?} is no name of a namespace (spark.kubernetes.namespace)")));
         }
-        let folder = match &self.settings.folder {
-            Some(folder) => folder.clone(),
-            None => {
-                let user = environment
-                    .get("HADOOP_USER_NAME")
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .or_else(|| {
-                        nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()?.map(|user| user.name)
-                    })
-                    .unwrap_or_else(|| "nobody".to_owned());
-                format!("/user/{user}/.spark-runtime")
-            }
-        };
+        let folder = self.settings.folder.clone().unwrap_or_else(|| folder_of(&user(&environment)));
         let api = Api::new(access.client.clone(), &place.server, &namespace)
             .entered_by(self.enter(environment, &place.server));
         let storage = self.storage.clone();
@@ -1119,7 +1098,7 @@ impl PodApplication {
         let did_well = end.as_ref().is_some_and(|end| end.verdict == ClusterVerdict::Succeeded);
         let mut unlogged = None;
         if let Some(known) = &known
-            && (self.cluster.logs.always || !did_well || word.is_none())
+            && self.cluster.logs.want_that_of(did_well, word.is_some())
         {
             let fetched = match self.logged.take() {
                 // What was brought while it ran is not the whole, and better than nothing.

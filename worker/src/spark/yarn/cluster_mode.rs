@@ -28,11 +28,11 @@ use super::follow::{Following, Pace, Sight, Watch};
 use super::logs::{self, Bounds};
 use super::reason::{cause, memory_used};
 use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Standing};
-use crate::config::{Keep, Settings, YarnSettings};
+use crate::config::{Settings, YarnSettings};
 use crate::spark::client_mode::ClientMode;
 use crate::spark::elsewhere::{
-    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, READING, Trouble, Want, exit_of, job_tag, left, make,
-    never_accepted, patiently, sleep_until,
+    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, LogWishes, READING, Trouble, Want, exit_of, folder_of,
+    job_tag, left, make, never_accepted, patiently, sleep_until, user,
 };
 use crate::spark::guard::{Exit, Running};
 use crate::spark::job_folder::{JobFolder, LastWord, Stage};
@@ -56,15 +56,6 @@ pub struct ClusterMode {
     logs: LogWishes,
     /// Made with the first job that needs it.
     cluster: Mutex<Option<Arc<Cluster>>>,
-}
-
-/// What is wanted of the logs of drivers.
-#[derive(Debug, Clone, Copy)]
-struct LogWishes {
-    /// How much is kept of each, in bytes.
-    bytes: u64,
-    /// Those of drivers that did well are wanted, too.
-    always: bool,
 }
 
 /// One YARN and its HDFS.
@@ -92,7 +83,7 @@ impl ClusterMode {
             launcher,
             storage: Storage::of(settings),
             settings: settings.yarn.clone(),
-            logs: LogWishes { bytes: settings.log.limit, always: settings.job.keep == Keep::Always },
+            logs: LogWishes::of(settings),
             cluster: Mutex::default(),
         }
     }
@@ -111,11 +102,7 @@ impl ClusterMode {
                     .to_owned(),
             )
         })?;
-        let user = environment
-            .get("HADOOP_USER_NAME")
-            .map(|name| name.to_string_lossy().into_owned())
-            .or_else(|| nix::unistd::User::from_uid(nix::unistd::geteuid()).ok()?.map(|user| user.name))
-            .unwrap_or_else(|| "nobody".to_owned());
+        let user = user(&environment);
         let bad = |reason: String| SubmitError::Cluster(format!("YARN of {}: {reason}", folder.display()));
         let addresses = addresses(&folder).map_err(|error| bad(error.to_string()))?;
         let resource_manager = ResourceManager::new(&addresses, Some(&user)).map_err(|error| match error {
@@ -128,7 +115,7 @@ impl ClusterMode {
         let cluster = Arc::new(Cluster {
             watch: Watch::start(resource_manager, Pace::default()),
             storage: self.storage.clone(),
-            folder: self.settings.folder.clone().unwrap_or_else(|| format!("/user/{user}/.spark-runtime")),
+            folder: self.settings.folder.clone().unwrap_or_else(|| folder_of(&user)),
             settings: self.settings.clone(),
             configuration: folder,
             logs: self.logs,
@@ -656,7 +643,7 @@ impl ClusterApplication {
         let did_well = over.as_ref().is_some_and(|report| report.standing() == Standing::Succeeded);
         let mut unlogged = None;
         if let Some(report) = over.as_ref().or(self.known.as_ref())
-            && (self.cluster.logs.always || !did_well || word.is_none())
+            && self.cluster.logs.want_that_of(did_well, word.is_some())
         {
             unlogged = self.fetch_logs(&report.id).await;
         }
