@@ -222,6 +222,25 @@ impl JobFolder {
         self.bounded(place.remove()).await
     }
 
+    /// Revokes those of the `tickets` with which no driver has begun; gives a launch whose driver has, if there is one. When this
+    /// gives none, nothing can begin with any of them.
+    ///
+    /// # Errors
+    /// [`FolderError`]; then a driver may still begin with one of them.
+    pub async fn revoke_open(
+        &self,
+        tickets: BTreeMap<String, Stage>,
+    ) -> Result<Option<(String, Stage)>, FolderError> {
+        let open: Vec<&String> =
+            tickets.iter().filter(|(_, stage)| **stage == Stage::Open).map(|(ticket, _)| ticket).collect();
+        for ticket in &open {
+            self.revoke(ticket).await?;
+        }
+        // One of them may have been taken meanwhile.
+        let begun = if open.is_empty() { tickets } else { self.tickets().await? };
+        Ok(begun.into_iter().find(|(_, stage)| *stage > Stage::Open))
+    }
+
     /// The last word of the driver with this ticket, when it has left one.
     ///
     /// # Errors
@@ -390,6 +409,26 @@ mod tests {
         assert_eq!(tickets, expected.map(|(ticket, stage)| (ticket.to_owned(), stage)));
         folder.remove().await.unwrap();
         assert!(folder.tickets().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_has_not_begun_is_revoked_and_what_has_is_found() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = folder(place.path());
+        for ticket in ["a", "b"] {
+            folder.issue(ticket, "attempt 1").await.unwrap();
+        }
+        assert_eq!(folder.revoke_open(folder.tickets().await.unwrap()).await.unwrap(), None);
+        assert!(folder.tickets().await.unwrap().is_empty());
+        for ticket in ["a", "b"] {
+            folder.issue(ticket, "attempt 2").await.unwrap();
+        }
+        // One is taken after it was looked how far each has come.
+        let tickets = folder.tickets().await.unwrap();
+        std::fs::rename(place.path().join("b"), place.path().join("b.taken")).unwrap();
+        let begun = folder.revoke_open(tickets).await.unwrap();
+        assert_eq!(begun, Some(("b".to_owned(), Stage::Taken)));
+        assert!(!place.path().join("a").exists());
     }
 
     #[tokio::test]

@@ -391,13 +391,7 @@ impl Cluster {
             There::Nothing => {}
         }
         let tickets = folder.tickets().await?;
-        let open: Vec<&String> =
-            tickets.iter().filter(|(_, stage)| **stage == Stage::Open).map(|(ticket, _)| ticket).collect();
-        for ticket in &open {
-            folder.revoke(ticket).await?;
-        }
-        let begun = if open.is_empty() { tickets } else { folder.tickets().await? };
-        let Some((ticket, _)) = begun.into_iter().find(|(_, stage)| *stage > Stage::Open) else {
+        let Some((ticket, _)) = folder.revoke_open(tickets).await? else {
             return Ok(None);
         };
         // A driver has begun whose pod may have been made since it was looked for, or is gone.

@@ -259,13 +259,7 @@ impl Cluster {
         if let Some(found) = over.into_iter().filter_map(of).find(is_known) {
             return Ok(Some(found));
         }
-        let open: Vec<&String> =
-            tickets.iter().filter(|(_, stage)| **stage == Stage::Open).map(|(ticket, _)| ticket).collect();
-        for ticket in &open {
-            folder.revoke(ticket).await?;
-        }
-        let begun = if open.is_empty() { tickets } else { folder.tickets().await? };
-        let Some((ticket, stage)) = begun.into_iter().find(|(_, stage)| *stage > Stage::Open) else {
+        let Some((ticket, stage)) = folder.revoke_open(tickets).await? else {
             return Ok(None);
         };
         // A driver has begun, so that YARN has had its application: it may not tell of it yet, or not any more.
