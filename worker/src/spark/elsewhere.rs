@@ -9,10 +9,9 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::guard::{Exit, Running};
+use super::SubmitError;
 use super::installation::Environment;
 use super::job_folder::FolderError;
-use super::{Change, Ending, Outcome, SubmitError};
 use crate::config::{Keep, Settings};
 
 /// What every tag of ours begins with.
@@ -23,10 +22,6 @@ const DIGITS: usize = 32;
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest of them.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// How long what a driver left is tried to be read.
-pub(super) const READING: Duration = Duration::from_secs(120);
-/// How long spark-submit may still take once its application is over.
-pub(super) const LAUNCHER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The tag that every application of a job carries. Job ids have upper case, and any length; no tag has. `service` sets the
 /// jobs of one service apart from those of another on the same cluster, whose ids may be the same, and so does the `digest`
@@ -97,19 +92,6 @@ impl From<Trouble> for SubmitError {
     }
 }
 
-/// What is wanted of an application from outside; the strongest counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Want {
-    /// Nothing yet.
-    Nothing,
-    /// It is to end; spark-submit, if it still runs, may end by itself.
-    End,
-    /// The same, at once.
-    EndNow,
-    /// It is left to somebody else.
-    Leave,
-}
-
 /// Tries until it is known, it can only be refused, or `most` is over.
 pub(super) async fn patiently<T, F: Future<Output = Result<T, Trouble>>>(
     most: Duration,
@@ -130,30 +112,6 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T, Trouble>>>(
     }
 }
 
-/// The end of a launch that no cluster has anything of.
-pub(super) fn never_accepted(exit: Exit) -> Change {
-    Change::Ended(Box::new(Ending {
-        report: None,
-        report_came_first: true,
-        started: false,
-        unreadable: None,
-        unlogged: None,
-        outcome: Outcome::NeverAccepted(exit),
-    }))
-}
-
-/// What is told of an application that goes on.
-pub(super) fn left(started: bool) -> Change {
-    Change::Ended(Box::new(Ending {
-        report: None,
-        report_came_first: true,
-        started,
-        unreadable: None,
-        unlogged: None,
-        outcome: Outcome::Left,
-    }))
-}
-
 /// Makes a folder, with those that lead there.
 ///
 /// # Errors
@@ -161,14 +119,6 @@ pub(super) fn left(started: bool) -> Change {
 pub(super) fn make(folder: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
-}
-
-/// The end of a program that runs; for ever when none does.
-pub(super) async fn exit_of(running: &mut Option<Running>) -> Exit {
-    match running {
-        Some(running) => running.exited().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Sleeps until a moment; for ever when there is none.

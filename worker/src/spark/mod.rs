@@ -14,6 +14,8 @@ pub mod client_mode;
 pub mod elsewhere;
 #[cfg(any(feature = "kubernetes", feature = "yarn"))]
 mod fetched_log;
+#[cfg(any(feature = "kubernetes", feature = "yarn"))]
+mod followed;
 pub mod guard;
 pub mod installation;
 #[cfg(any(feature = "kubernetes", feature = "yarn"))]

@@ -28,13 +28,12 @@
 //! This module must not know what becomes of a job.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::access::{Access, access};
@@ -45,17 +44,17 @@ use super::pod::{ENDED_FOR, JOB, Pod, Report, SERVICE, State, TICKET};
 use crate::config::{KeepPods, KubernetesSettings, Settings};
 use crate::spark::client_mode::{ClientMode, Launcher};
 use crate::spark::elsewhere::{
-    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, LogWishes, READING, Trouble, Want, exit_of, folder_of,
-    job_tag, left, make, never_accepted, patiently, sleep_until, user,
+    FIRST_PAUSE, LONGEST_PAUSE, LogWishes, Trouble, folder_of, job_tag, patiently, sleep_until, user,
 };
-use crate::spark::guard::{Exit, ExitStatus, Running};
+use crate::spark::followed::{Followed, Left, Want, never_accepted};
+use crate::spark::guard::ExitStatus;
 use crate::spark::installation::Environment;
-use crate::spark::job_folder::{FolderError, JobFolder, LastWord, Stage};
+use crate::spark::job_folder::{FolderError, JobFolder};
 use crate::spark::launch::Launch;
 use crate::spark::policy::kubernetes_server;
 use crate::spark::{
-    Accepted, Application, Awaited, Backend, Cause, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
-    Identity, Launches, Mode, Namespace, Outcome, Sought, Submission, SubmitError,
+    Accepted, Application, Awaited, Backend, Cause, Change, ClusterEnd, ClusterVerdict, Identity, Launches,
+    Mode, Namespace, Outcome, Sought, Submission, SubmitError,
 };
 use crate::storage::Storage;
 
@@ -227,9 +226,10 @@ impl PodMode {
         let launcher = Launcher { properties, ..launch.pack(submission).await? };
         launch.issue(&sought.identity).await?;
         let running = launch.start(&self.launcher, submission, launcher).await?;
-        let application = PodApplication::new(cluster, launch.folder, tag, launch.ticket, sought);
-        let asks = Some(submission.command_line.driver_asks());
-        Ok(Box::new(PodApplication { launcher: Some(running), asks, ..application }))
+        let mut application = PodApplication::new(cluster, launch.folder, tag, launch.ticket, sought);
+        application.followed.launcher = Some(running);
+        application.asks = Some(submission.command_line.driver_asks());
+        Ok(Box::new(application))
     }
 
     /// What spark-submit is told beside what the job says.
@@ -500,17 +500,10 @@ impl Cluster {
 /// A driver in a pod, from its launch to its end.
 struct PodApplication {
     cluster: Arc<Cluster>,
-    folder: JobFolder,
+    followed: Followed,
     tag: String,
     name: String,
-    ticket: String,
     following: Following,
-    directory: PathBuf,
-    working_directory: PathBuf,
-    /// spark-submit, as long as it runs.
-    launcher: Option<Running>,
-    /// How it ended, and when.
-    launched: Option<(Exit, Instant)>,
     /// What its driver asks for, in words, where it was submitted here.
     asks: Option<String>,
     /// What the API server last told of it.
@@ -547,25 +540,17 @@ struct PodApplication {
     logged: Option<Result<(), String>>,
     /// It is nowhere to be found, and why.
     lost: Option<String>,
-    wanted: watch::Sender<Want>,
-    heard: watch::Receiver<Want>,
 }
 
 impl PodApplication {
     fn new(cluster: Arc<Cluster>, folder: JobFolder, tag: String, ticket: String, sought: &Sought) -> Self {
-        let (wanted, heard) = watch::channel(Want::Nothing);
         let name = name_of(&tag);
         Self {
             following: cluster.watch.follow(&name),
             cluster,
-            folder,
+            followed: Followed::of(folder, ticket, sought),
             tag,
             name,
-            ticket,
-            directory: sought.directory.clone(),
-            working_directory: sought.working_directory.clone(),
-            launcher: None,
-            launched: None,
             asks: None,
             known: None,
             known_since: Instant::now(),
@@ -586,17 +571,7 @@ impl PodApplication {
             ran_before: Duration::ZERO,
             logged: None,
             lost: None,
-            wanted,
-            heard,
         }
-    }
-
-    fn want(&self, want: Want) {
-        self.wanted.send_if_modified(|wanted| {
-            let is_more = *wanted < want;
-            *wanted = want.max(*wanted);
-            is_more
-        });
     }
 
     async fn next_change(&mut self) -> Change {
@@ -607,12 +582,7 @@ impl PodApplication {
             let wake = self.wake();
             tokio::select! {
                 biased;
-                // What is wanted is looked at below.
-                _ = self.heard.changed() => {}
-                exit = exit_of(&mut self.launcher) => {
-                    self.launcher = None;
-                    self.launched = Some((exit, Instant::now()));
-                }
+                () = self.followed.changed() => {}
                 sight = self.following.changed() => self.sighted(sight),
                 () = sleep_until(wake) => {}
             }
@@ -625,7 +595,7 @@ impl PodApplication {
 
     /// Takes over what is known of its pod. One of another launch under its name says nothing about it.
     fn see(&mut self, report: Report) {
-        if report.ticket.as_ref() != Some(&self.ticket) {
+        if report.ticket.as_ref() != Some(&self.followed.ticket) {
             return;
         }
         if self.known.is_none() {
@@ -638,7 +608,9 @@ impl PodApplication {
     fn sighted(&mut self, sight: Sight) {
         match sight {
             Sight::There(report) => self.see(*report),
-            Sight::Gone { last: Some(last), is_told, .. } if last.ticket.as_ref() == Some(&self.ticket) => {
+            Sight::Gone { last: Some(last), is_told, .. }
+                if last.ticket.as_ref() == Some(&self.followed.ticket) =>
+            {
                 self.see(*last);
                 // What it was before a gap is not what it was when it went.
                 self.is_gone |= is_told;
@@ -655,12 +627,10 @@ impl PodApplication {
             Sight::Gone { since, .. } if self.known.is_some() => Some(since + FIRST_PAUSE),
             Sight::Gone { .. } | Sight::NotYet | Sight::There(_) => None,
         };
-        let missing = match (&self.known, &self.launched) {
-            (None, Some((_, since))) => Some(*since + settings.grace),
-            _ => None,
-        };
-        let part = (self.launcher.is_none() && self.known.is_some() && !self.is_whole && !self.has_started)
-            .then(|| self.known_since + settings.grace);
+        let missing = self.followed.missing_from(settings.grace).filter(|_| self.known.is_none());
+        let part =
+            (self.followed.launcher.is_none() && self.known.is_some() && !self.is_whole && !self.has_started)
+                .then(|| self.known_since + settings.grace);
         let moments = sight.into_iter().chain(missing).chain(part);
         moments.filter(|moment| *moment > Instant::now()).min()
     }
@@ -670,17 +640,10 @@ impl PodApplication {
         if self.lost.is_some() {
             return Some(self.ended(false).await);
         }
-        let want = *self.heard.borrow_and_update();
+        let want = self.followed.wanted();
         match want {
             Want::Nothing => {}
-            Want::Leave => {
-                if let Some(launcher) = &self.launcher {
-                    // What it has handed over by then will be found.
-                    launcher.kill();
-                    return None;
-                }
-                return Some(left(self.has_started));
-            }
+            Want::Leave => return self.followed.leave(self.has_started),
             want @ (Want::End | Want::EndNow) => return self.bring_to_end(want).await,
         }
         if let Some(known) =
@@ -693,7 +656,7 @@ impl PodApplication {
         }
         if let Some(known) = &self.known {
             // As long as spark-submit makes what the pod needs it is still being submitted.
-            let is_made = self.launcher.is_none() || !matches!(known.state, State::Waiting(_));
+            let is_made = self.followed.launcher.is_none() || !matches!(known.state, State::Waiting(_));
             if !self.is_accepted && is_made {
                 self.is_accepted = true;
                 return Some(Change::Accepted(self.place()));
@@ -726,11 +689,11 @@ impl PodApplication {
     /// What is to be told of a pod that went before its driver began. spark-submit itself removes one for which it cannot make
     /// all that it needs, and then nobody has ended the job.
     async fn gone_before_it_began(&mut self) -> Option<Change> {
-        if self.launcher.is_some() {
+        if self.followed.launcher.is_some() {
             // Its end says more.
             return None;
         }
-        let may_be_its_launcher = match &self.launched {
+        let may_be_its_launcher = match &self.followed.launched {
             Some((exit, _)) => exit.status != ExitStatus::Code(0),
             None => true,
         };
@@ -738,8 +701,8 @@ impl PodApplication {
             return Some(self.ended(true).await);
         }
         let revoked = async {
-            self.folder.revoke(&self.ticket).await?;
-            Ok::<_, Trouble>(self.folder.tickets().await?.contains_key(&self.ticket))
+            self.followed.revoke().await?;
+            Ok::<_, Trouble>(self.followed.folder.tickets().await?.contains_key(&self.followed.ticket))
         };
         match revoked.await {
             // It began all the same.
@@ -748,7 +711,7 @@ impl PodApplication {
                 Some(self.ended(false).await)
             }
             Ok(true) => Some(self.ended(true).await),
-            Ok(false) => Some(match self.launched.take() {
+            Ok(false) => Some(match self.followed.launched.take() {
                 Some((exit, _)) if may_be_its_launcher => never_accepted(exit),
                 _ if self.is_gone_unseen => self
                     .never_began("it went while nobody could see it, and its driver never began".to_owned()),
@@ -761,8 +724,7 @@ impl PodApplication {
                     reason = trouble.words,
                     "it cannot be known yet whether a driver began"
                 );
-                tokio::time::sleep(FIRST_PAUSE).await;
-                self.ask_again()
+                self.followed.ask_again_later().await
             }
         }
     }
@@ -775,20 +737,13 @@ impl PodApplication {
             cause: Cause::Other,
             reason,
         });
-        Change::Ended(Box::new(Ending {
-            report: None,
-            report_came_first: true,
-            started: false,
-            unreadable: None,
-            unlogged: None,
-            outcome,
-        }))
+        Left::default().end(None, outcome)
     }
 
     /// The end of a pod that cannot start because spark-submit died while it made what the pod needs, if it is one.
     async fn is_half_made(&mut self) -> Option<Change> {
         let known = self.known.clone()?;
-        let is_due = self.launcher.is_none()
+        let is_due = self.followed.launcher.is_none()
             && !self.is_whole
             && !self.has_started
             && self.known_since.elapsed() >= self.cluster.settings.grace;
@@ -818,7 +773,7 @@ impl PodApplication {
 
     async fn remove_half_made(&mut self, known: &Report, why: String) -> Option<Change> {
         let removed = async {
-            self.folder.revoke(&self.ticket).await?;
+            self.followed.revoke().await?;
             self.cluster.remove(known).await
         };
         if let Err(trouble) = removed.await {
@@ -827,8 +782,7 @@ impl PodApplication {
                 reason = trouble.words,
                 "a pod that cannot start is not gone yet; asking again"
             );
-            tokio::time::sleep(FIRST_PAUSE).await;
-            return self.ask_again();
+            return self.followed.ask_again_later().await;
         }
         Some(self.never_began(why))
     }
@@ -838,7 +792,9 @@ impl PodApplication {
         let settings = &self.cluster.settings;
         let lost_after = settings.lost_after;
         match self.following.sight() {
-            Sight::Unknown { since, error } if since.elapsed() >= lost_after && self.launcher.is_none() => {
+            Sight::Unknown { since, error }
+                if since.elapsed() >= lost_after && self.followed.launcher.is_none() =>
+            {
                 self.lost = Some(format!(
                     "{} has been unknown for {} s (kubernetes.lost_after): {error}; {}",
                     self.id(),
@@ -853,21 +809,20 @@ impl PodApplication {
             }
             _ => {}
         }
-        let (exit, since) = self.launched?;
+        let (exit, since) = self.followed.launched?;
         if self.known.is_some() || since.elapsed() < settings.grace {
             return None;
         }
         match self.was_never_accepted(false).await {
             Ok(true) => Some(never_accepted(exit)),
-            Ok(false) => self.ask_again(),
+            Ok(false) => self.followed.ask_again(),
             Err(trouble) => {
                 tracing::warn!(
                     pod = self.name,
                     reason = trouble.words,
                     "it cannot be known yet whether there is a pod of the job"
                 );
-                tokio::time::sleep(FIRST_PAUSE).await;
-                self.ask_again()
+                self.followed.ask_again_later().await
             }
         }
     }
@@ -906,8 +861,7 @@ impl PodApplication {
                 tracing::debug!(pod = self.name, %error, "it cannot be known whether a pod is gone")
             }
         }
-        tokio::time::sleep(FIRST_PAUSE).await;
-        self.ask_again()
+        self.followed.ask_again_later().await
     }
 
     /// Whether spark-submit ended and there is no pod of it, and never will be one that runs anything. One that is there keeps
@@ -915,21 +869,21 @@ impl PodApplication {
     async fn was_never_accepted(&mut self, is_to_end: bool) -> Result<bool, Trouble> {
         for is_revoked in [is_to_end, true] {
             if is_revoked {
-                self.folder.revoke(&self.ticket).await?;
+                self.followed.revoke().await?;
             }
-            match self.cluster.look(&self.tag, &self.folder).await? {
+            match self.cluster.look(&self.tag, &self.followed.folder).await? {
                 There::Counts(ticket, report) => {
-                    if ticket != self.ticket {
+                    if ticket != self.followed.ticket {
                         // The API server took no second pod of this name.
                         tracing::info!(pod = self.name, "a pod of the job was there already; it is followed");
-                        self.folder.revoke(&self.ticket).await?;
-                        self.ticket = ticket;
+                        self.followed.revoke().await?;
+                        self.followed.ticket = ticket;
                         self.is_adopted = true;
                     }
                     self.see(report);
                     return Ok(false);
                 }
-                There::CountsNoMore(report) if report.ticket.as_ref() == Some(&self.ticket) => {
+                There::CountsNoMore(report) if report.ticket.as_ref() == Some(&self.followed.ticket) => {
                     self.see(report);
                     return Ok(false);
                 }
@@ -937,8 +891,7 @@ impl PodApplication {
                 There::Nothing => {}
             }
         }
-        let stage = self.folder.tickets().await?.get(&self.ticket).copied();
-        if stage > Some(Stage::Open) {
+        if self.followed.has_begun().await? {
             // It was there, and went before anybody could see it.
             self.lost = Some(format!(
                 "the pod {} came and went while nobody could see it, and its driver had begun; {}",
@@ -952,32 +905,26 @@ impl PodApplication {
 
     /// Ends it, step by step: spark-submit, then the pod.
     async fn bring_to_end(&mut self, want: Want) -> Option<Change> {
-        if let Some(launcher) = &self.launcher {
-            if want == Want::EndNow {
-                launcher.kill()
-            } else {
-                launcher.terminate()
-            }
+        if self.followed.ends_launcher(want) {
             return None;
         }
         let Some(known) = self.known.clone() else {
             return match self.was_never_accepted(true).await {
-                Ok(true) => match self.launched {
+                Ok(true) => match self.followed.launched {
                     Some((exit, _)) => Some(never_accepted(exit)),
                     None => {
                         self.lost = Some(format!("there is no pod of the job; {}", self.what_to_do()));
                         Some(self.ended(false).await)
                     }
                 },
-                Ok(false) => self.ask_again(),
+                Ok(false) => self.followed.ask_again(),
                 Err(trouble) => {
                     tracing::warn!(
                         pod = self.name,
                         reason = trouble.words,
                         "it cannot be known yet whether there is a pod to be ended"
                     );
-                    tokio::time::sleep(FIRST_PAUSE).await;
-                    self.ask_again()
+                    self.followed.ask_again_later().await
                 }
             };
         };
@@ -1043,7 +990,7 @@ impl PodApplication {
             }
         }
         tokio::time::sleep(LOOK).await;
-        self.ask_again()
+        self.followed.ask_again()
     }
 
     /// Notes at the pod why it is about to be deleted, for whoever follows it when this process is no more.
@@ -1054,12 +1001,6 @@ impl PodApplication {
         if let Err(error) = self.cluster.api().note(&self.name, &known.uid, ENDED_FOR, RUN_DEADLINE).await {
             tracing::warn!(pod = self.name, %error, "why the pod is deleted could not be noted at it");
         }
-    }
-
-    /// Lets the next round look at what is wanted once more.
-    fn ask_again(&mut self) -> Option<Change> {
-        self.heard.mark_changed();
-        None
     }
 
     /// The name by which spark-submit and people know it.
@@ -1074,25 +1015,13 @@ impl PodApplication {
 
     /// The end, with what the driver left. `is_known` where the API server says that it is over or gone; else it is lost.
     async fn ended(&mut self, is_known: bool) -> Change {
-        if let Some(launcher) = &mut self.launcher {
-            // It has nothing to do any more; whatever keeps it, it must not go on.
-            if tokio::time::timeout(LAUNCHER_PATIENCE, launcher.exited()).await.is_err() {
-                launcher.kill();
-                launcher.exited().await;
-            }
-            self.launcher = None;
-        }
-        let read = patiently(READING, "the driver's last word", || self.read()).await;
-        let (begun, word, unreadable) = match read {
-            Ok((begun, word)) => (begun, word, None),
-            Err(trouble) => (false, None, Some(trouble.words)),
-        };
+        let left = self.followed.gather().await;
         let known = self.known.clone();
-        let end = known.as_ref().filter(|_| is_known).map(|known| end_of(self.id(), known, word.is_some()));
+        let end = known.as_ref().filter(|_| is_known).map(|known| end_of(self.id(), known, left.has_word()));
         let did_well = end.as_ref().is_some_and(|end| end.verdict == ClusterVerdict::Succeeded);
         let mut unlogged = None;
         if let Some(known) = &known
-            && self.cluster.logs.want_that_of(did_well, word.is_some())
+            && self.cluster.logs.want_that_of(did_well, left.has_word())
         {
             let fetched = match self.logged.take() {
                 // What was brought while it ran is not the whole, and better than nothing.
@@ -1108,14 +1037,7 @@ impl PodApplication {
             Some(end) => Outcome::Cluster(end),
             None => Outcome::Lost(self.lost.clone().unwrap_or_default()),
         };
-        Change::Ended(Box::new(Ending {
-            started: begun || word.is_some(),
-            report: word.map(|word| word.word),
-            report_came_first: true,
-            unreadable,
-            unlogged,
-            outcome,
-        }))
+        left.end(unlogged, outcome)
     }
 
     /// Brings the driver's log here.
@@ -1123,22 +1045,9 @@ impl PodApplication {
     /// # Errors
     /// Why there is none, in words.
     async fn fetch_log(&self, known: &Report, whole: Duration) -> Result<(), String> {
-        let folder = self.directory.join(DRIVER_LOGS);
-        make(&folder).map_err(|error| error.to_string())?;
+        let folder = self.followed.log_folder()?;
         let bytes = self.cluster.logs.bytes;
         logs::fetch(self.cluster.api(), &self.name, &known.container, &folder, bytes, whole).await
-    }
-
-    /// Whether the driver has begun, and what it left, its files brought to where they would be on this machine.
-    async fn read(&self) -> Result<(bool, Option<LastWord>), Trouble> {
-        let Some(word) = self.folder.last_word(&self.ticket).await? else {
-            let stage = self.folder.tickets().await?.get(&self.ticket).copied();
-            return Ok((stage > Some(Stage::Open), None));
-        };
-        make(&self.working_directory)
-            .map_err(|error| Trouble { words: error.to_string(), may_pass: false })?;
-        self.folder.bring(&self.ticket, &word, &self.working_directory).await?;
-        Ok((true, Some(word)))
     }
 }
 
@@ -1222,15 +1131,15 @@ impl Application for PodApplication {
     }
 
     fn terminate(&self) {
-        self.want(Want::End);
+        self.followed.want(Want::End);
     }
 
     fn kill(&self) {
-        self.want(Want::EndNow);
+        self.followed.want(Want::EndNow);
     }
 
     fn leave(&self) {
-        self.want(Want::Leave);
+        self.followed.want(Want::Leave);
     }
 }
 
@@ -1321,6 +1230,8 @@ mod scripted_tests {
     use super::super::scripted::{World, answer, pod, status, world};
     use super::*;
     use crate::config::Sources;
+    use crate::spark::Ending;
+    use crate::spark::guard::Exit;
 
     const TAG: &str = "tag";
 
@@ -1382,7 +1293,7 @@ mod scripted_tests {
 
         async fn submitted(&self) -> PodApplication {
             let folder = (self.cluster.folder_of)(TAG).unwrap();
-            let new = PodApplication::new(
+            let mut new = PodApplication::new(
                 self.cluster.clone(),
                 folder,
                 TAG.into(),
@@ -1400,7 +1311,8 @@ mod scripted_tests {
                 stdout: Default::default(),
                 stderr: Default::default(),
             };
-            PodApplication { launched: Some((exit, Instant::now())), ..new }
+            new.followed.launched = Some((exit, Instant::now()));
+            new
         }
     }
 

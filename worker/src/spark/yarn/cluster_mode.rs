@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::configuration::addresses;
@@ -31,15 +31,14 @@ use super::resource_manager::{Report, ResourceManager, ResourceManagerError, Sta
 use crate::config::{Settings, YarnSettings};
 use crate::spark::client_mode::ClientMode;
 use crate::spark::elsewhere::{
-    FIRST_PAUSE, LAUNCHER_PATIENCE, LONGEST_PAUSE, LogWishes, READING, Trouble, Want, exit_of, folder_of,
-    job_tag, left, make, never_accepted, patiently, sleep_until, user,
+    FIRST_PAUSE, LONGEST_PAUSE, LogWishes, Trouble, folder_of, job_tag, patiently, sleep_until, user,
 };
-use crate::spark::guard::{Exit, Running};
-use crate::spark::job_folder::{JobFolder, LastWord, Stage};
+use crate::spark::followed::{Followed, Want, never_accepted};
+use crate::spark::job_folder::{JobFolder, Stage};
 use crate::spark::launch::Launch;
 use crate::spark::{
-    Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, DRIVER_LOGS, Ending,
-    Identity, Launches, Mode, Outcome, Sought, Submission, SubmitError,
+    Accepted, Application, Awaited, Backend, Change, ClusterEnd, ClusterVerdict, Identity, Launches, Mode,
+    Outcome, Sought, Submission, SubmitError,
 };
 use crate::storage::{Actor, Storage};
 
@@ -158,9 +157,10 @@ impl ClusterMode {
         let following = cluster.watch.follow(&launch_tag).map_err(Trouble::from)?;
         let running = launch.start(&self.launcher, submission, launcher).await?;
         let Launch { folder, ticket } = launch;
-        let application = ClusterApplication::new(cluster, folder, tag, ticket, following, sought);
-        let asks = Some(submission.command_line.driver_asks());
-        Ok(Box::new(ClusterApplication { launcher: Some(running), asks, ..application }))
+        let mut application = ClusterApplication::new(cluster, folder, tag, ticket, following, sought);
+        application.followed.launcher = Some(running);
+        application.asks = Some(submission.command_line.driver_asks());
+        Ok(Box::new(application))
     }
 
     async fn folder(&self, identity: &Identity) -> Result<JobFolder, SubmitError> {
@@ -300,17 +300,10 @@ impl Cluster {
 /// An application in cluster mode, from its launch to its end.
 struct ClusterApplication {
     cluster: Arc<Cluster>,
-    folder: JobFolder,
+    followed: Followed,
     tag: String,
-    ticket: String,
     following: Following,
     actor: Actor,
-    directory: PathBuf,
-    working_directory: PathBuf,
-    /// spark-submit, as long as it runs.
-    launcher: Option<Running>,
-    /// How it ended, and when.
-    launched: Option<(Exit, Instant)>,
     /// What its driver asks for, in words, where it was submitted here.
     asks: Option<String>,
     /// What the cluster last told of it.
@@ -327,8 +320,6 @@ struct ClusterApplication {
     has_begun: bool,
     /// It is nowhere to be found, and why.
     lost: Option<String>,
-    wanted: watch::Sender<Want>,
-    heard: watch::Receiver<Want>,
 }
 
 impl ClusterApplication {
@@ -340,18 +331,12 @@ impl ClusterApplication {
         following: Following,
         sought: &Sought,
     ) -> Self {
-        let (wanted, heard) = watch::channel(Want::Nothing);
         Self {
             cluster,
-            folder,
+            followed: Followed::of(folder, ticket, sought),
             tag,
-            ticket,
             following,
             actor: sought.actor.clone(),
-            directory: sought.directory.clone(),
-            working_directory: sought.working_directory.clone(),
-            launcher: None,
-            launched: None,
             asks: None,
             known: None,
             shown: PlainMutex::default(),
@@ -362,17 +347,7 @@ impl ClusterApplication {
             is_running: false,
             has_begun: false,
             lost: None,
-            wanted,
-            heard,
         }
-    }
-
-    fn want(&self, want: Want) {
-        self.wanted.send_if_modified(|wanted| {
-            let is_more = *wanted < want;
-            *wanted = want.max(*wanted);
-            is_more
-        });
     }
 
     async fn next_change(&mut self) -> Change {
@@ -383,12 +358,7 @@ impl ClusterApplication {
             let wake = self.wake();
             tokio::select! {
                 biased;
-                // What is wanted is looked at below.
-                _ = self.heard.changed() => {}
-                exit = exit_of(&mut self.launcher) => {
-                    self.launcher = None;
-                    self.launched = Some((exit, Instant::now()));
-                }
+                () = self.followed.changed() => {}
                 sight = self.following.changed() => if let Sight::Seen(mut reports) = sight {
                     self.see(reports.swap_remove(0));
                 },
@@ -409,10 +379,7 @@ impl ClusterApplication {
             Sight::Missing { since } | Sight::Unknown { since, .. } => Some(since + settings.lost_after),
             Sight::NotYet | Sight::Seen(_) => None,
         };
-        let missing = match (&self.known, &self.launched) {
-            (None, Some((_, since))) => Some(*since + settings.grace),
-            _ => None,
-        };
+        let missing = self.followed.missing_from(settings.grace).filter(|_| self.known.is_none());
         unknown.into_iter().chain(missing).filter(|moment| *moment > Instant::now()).min()
     }
 
@@ -421,17 +388,10 @@ impl ClusterApplication {
         if self.lost.is_some() {
             return Some(self.ended(None).await);
         }
-        let want = *self.heard.borrow_and_update();
+        let want = self.followed.wanted();
         match want {
             Want::Nothing => {}
-            Want::Leave => {
-                if let Some(launcher) = &self.launcher {
-                    // What it has handed over by then will be found.
-                    launcher.kill();
-                    return None;
-                }
-                return Some(left(self.has_started));
-            }
+            Want::Leave => return self.followed.leave(self.has_started),
             want @ (Want::End | Want::EndNow) => return self.bring_to_end(want).await,
         }
         if let Some(known) = &self.known {
@@ -474,7 +434,9 @@ impl ClusterApplication {
         let lost_after = settings.lost_after;
         let for_so_long = format!("{} s", lost_after.as_secs());
         match self.following.sight() {
-            Sight::Unknown { since, error } if since.elapsed() >= lost_after && self.launcher.is_none() => {
+            Sight::Unknown { since, error }
+                if since.elapsed() >= lost_after && self.followed.launcher.is_none() =>
+            {
                 self.lost = Some(format!(
                     "{} has been unknown for {for_so_long} (yarn.lost_after): {error}",
                     self.name()
@@ -490,7 +452,7 @@ impl ClusterApplication {
             }
             _ => {}
         }
-        let (exit, since) = self.launched?;
+        let (exit, since) = self.followed.launched?;
         if self.known.is_some() || self.has_begun || since.elapsed() < settings.grace {
             return None;
         }
@@ -503,8 +465,7 @@ impl ClusterApplication {
                     reason = trouble.words,
                     "it cannot be known yet whether YARN has the application"
                 );
-                tokio::time::sleep(FIRST_PAUSE).await;
-                self.ask_again()
+                self.followed.ask_again_later().await
             }
         }
     }
@@ -512,10 +473,10 @@ impl ClusterApplication {
     /// Whether spark-submit ended and YARN has, and never will have, an application of it that runs anything, nor has had one
     /// whose driver began. One that is there keeps its ticket, unless it `is_to_end`.
     async fn was_never_accepted(&mut self, is_to_end: bool) -> Result<bool, Trouble> {
-        let launch = launch_tag(&self.tag, &self.ticket);
+        let launch = launch_tag(&self.tag, &self.followed.ticket);
         for is_revoked in [is_to_end, true] {
             if is_revoked {
-                self.folder.revoke(&self.ticket).await?;
+                self.followed.revoke().await?;
             }
             match look(self.cluster.resource_manager(), &launch).await? {
                 Found::Alive { first, .. } => {
@@ -530,19 +491,13 @@ impl ClusterApplication {
             }
         }
         // A ticket that is taken is not revoked: then YARN has had it, whatever it tells of it now.
-        let stage = self.folder.tickets().await?.get(&self.ticket).copied();
-        self.has_begun = stage > Some(Stage::Open);
+        self.has_begun = self.followed.has_begun().await?;
         Ok(!self.has_begun)
     }
 
     /// Ends it, step by step: spark-submit, then the application.
     async fn bring_to_end(&mut self, want: Want) -> Option<Change> {
-        if let Some(launcher) = &self.launcher {
-            if want == Want::EndNow {
-                launcher.kill()
-            } else {
-                launcher.terminate()
-            }
+        if self.followed.ends_launcher(want) {
             return None;
         }
         if self.has_begun && self.known.is_none() {
@@ -554,22 +509,21 @@ impl ClusterApplication {
         }
         let Some(known) = self.known.clone() else {
             return match self.was_never_accepted(true).await {
-                Ok(true) => match self.launched {
+                Ok(true) => match self.followed.launched {
                     Some((exit, _)) => Some(never_accepted(exit)),
                     None => {
                         self.lost = Some("YARN has no application of the job".to_owned());
                         Some(self.ended(None).await)
                     }
                 },
-                Ok(false) => self.ask_again(),
+                Ok(false) => self.followed.ask_again(),
                 Err(trouble) => {
                     tracing::warn!(
                         tag = self.tag,
                         reason = trouble.words,
                         "it cannot be known yet whether there is an application to be ended"
                     );
-                    tokio::time::sleep(FIRST_PAUSE).await;
-                    self.ask_again()
+                    self.followed.ask_again_later().await
                 }
             };
         };
@@ -592,15 +546,9 @@ impl ClusterApplication {
                 if matches!(error, EndError::Refused { .. }) {
                     tokio::time::sleep(LONGEST_PAUSE).await;
                 }
-                self.ask_again()
+                self.followed.ask_again()
             }
         }
-    }
-
-    /// Lets the next round look at what is wanted once more.
-    fn ask_again(&mut self) -> Option<Change> {
-        self.heard.mark_changed();
-        None
     }
 
     fn name(&self) -> String {
@@ -621,23 +569,11 @@ impl ClusterApplication {
 
     /// The end, with what the driver left. `over` is what the cluster says about it, or it is lost.
     async fn ended(&mut self, over: Option<Report>) -> Change {
-        if let Some(launcher) = &mut self.launcher {
-            // It has nothing to do any more; whatever keeps it, it must not go on.
-            if tokio::time::timeout(LAUNCHER_PATIENCE, launcher.exited()).await.is_err() {
-                launcher.kill();
-                launcher.exited().await;
-            }
-            self.launcher = None;
-        }
-        let read = patiently(READING, "the driver's last word", || self.read()).await;
-        let (begun, word, unreadable) = match read {
-            Ok((begun, word)) => (begun, word, None),
-            Err(trouble) => (false, None, Some(trouble.words)),
-        };
+        let left = self.followed.gather().await;
         let did_well = over.as_ref().is_some_and(|report| report.standing() == Standing::Succeeded);
         let mut unlogged = None;
         if let Some(report) = over.as_ref().or(self.known.as_ref())
-            && self.cluster.logs.want_that_of(did_well, word.is_some())
+            && self.cluster.logs.want_that_of(did_well, left.has_word())
         {
             unlogged = self.fetch_logs(&report.id).await;
         }
@@ -656,22 +592,15 @@ impl ClusterApplication {
             }),
             (None, lost) => Outcome::Lost(lost.unwrap_or_default()),
         };
-        Change::Ended(Box::new(Ending {
-            started: begun || word.is_some(),
-            report: word.map(|word| word.word),
-            report_came_first: true,
-            unreadable,
-            unlogged,
-            outcome,
-        }))
+        left.end(unlogged, outcome)
     }
 
     /// Brings the driver's log here; gives in words why there is none, if so.
     async fn fetch_logs(&self, id: &str) -> Option<String> {
-        let folder = self.directory.join(DRIVER_LOGS);
-        if let Err(error) = make(&folder) {
-            return Some(error.to_string());
-        }
+        let folder = match self.followed.log_folder() {
+            Ok(folder) => folder,
+            Err(words) => return Some(words),
+        };
         let bounds = Bounds { bytes: self.cluster.logs.bytes, ..Bounds::default() };
         let cluster = self.cluster.resource_manager();
         let configuration = &self.cluster.configuration;
@@ -680,18 +609,6 @@ impl ClusterApplication {
             (logs::Outcome::Missing(words), logs::Outcome::Missing(_)) => Some(words),
             _ => None,
         }
-    }
-
-    /// Whether the driver has begun, and what it left, its files brought to where they would be on this machine.
-    async fn read(&self) -> Result<(bool, Option<LastWord>), Trouble> {
-        let Some(word) = self.folder.last_word(&self.ticket).await? else {
-            let stage = self.folder.tickets().await?.get(&self.ticket).copied();
-            return Ok((stage > Some(Stage::Open), None));
-        };
-        make(&self.working_directory)
-            .map_err(|error| Trouble { words: error.to_string(), may_pass: false })?;
-        self.folder.bring(&self.ticket, &word, &self.working_directory).await?;
-        Ok((true, Some(word)))
     }
 }
 
@@ -734,15 +651,15 @@ impl Application for ClusterApplication {
     }
 
     fn terminate(&self) {
-        self.want(Want::End);
+        self.followed.want(Want::End);
     }
 
     fn kill(&self) {
-        self.want(Want::EndNow);
+        self.followed.want(Want::EndNow);
     }
 
     fn leave(&self) {
-        self.want(Want::Leave);
+        self.followed.want(Want::Leave);
     }
 }
 
