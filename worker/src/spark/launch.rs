@@ -84,3 +84,61 @@ impl Launch {
         started
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Settings, Sources};
+    use crate::spark::argv::{CommandLine, DefaultLogin};
+    use crate::spark::policy::Policy;
+    use crate::spark::{Mode, Sought};
+    use crate::storage::Actor;
+    use spark_runtime_protocol::event::Way;
+    use spark_runtime_protocol::job::Job;
+
+    #[tokio::test]
+    async fn a_ticket_with_which_nothing_was_started_counts_no_more() {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, directory) = (place.path().join("job"), place.path().join("attempt"));
+        let working_directory = directory.join("work");
+        for folder in [&folder, &working_directory] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let document = json!({
+            "id": "j", "jobType": "MODEL_BATCH_JOB",
+            "model": {"storedModel": {"modelAssets": [
+                {"assetType": "SOURCE_CODE", "primaryModelSource": true, "sourceCode": "x"}]}},
+        });
+        let policy: Policy = toml::from_str("").unwrap();
+        let job = Job::read(document.to_string().as_bytes(), None).unwrap();
+        let submission = Submission {
+            sought: Sought {
+                mode: Mode::Client,
+                actor: Actor::Worker,
+                identity: Identity { job: "j".to_owned(), digest: "d".to_owned() },
+                directory,
+                working_directory,
+            },
+            login: None,
+            modules: None,
+            environment: None,
+            command_line: CommandLine::of(&job, &policy, "local", &DefaultLogin::default()).unwrap(),
+            leaves_java_idle: false,
+            runtime: None,
+            way: Way::Spark,
+            outputs: Vec::new(),
+            output_folder: None,
+            not_after: None,
+        };
+        let settings = Settings::load(&Sources::default()).unwrap();
+        // There is no guard that could start anything.
+        let client = ClientMode::new(&settings.spark, 1000, place.path().join("none"));
+        let launch = Launch::of(JobFolder::here(&folder));
+        let launcher = launch.pack(&submission).await.unwrap();
+        assert_eq!(launcher.driver_arguments, ["--cluster", UNPACKED]);
+        launch.issue(&submission.sought.identity).await.unwrap();
+        assert!(launch.folder.tickets().await.unwrap().contains_key(&launch.ticket));
+        assert!(launch.start(&client, &submission, launcher).await.is_err());
+        assert!(launch.folder.tickets().await.unwrap().is_empty());
+    }
+}
