@@ -9,7 +9,7 @@ use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::job::Job;
 
 use super::StopReason;
-use super::collect::{Limits, Verdict, ended_by_hand, how_it_ended, raised};
+use super::collect::{Limits, Verdict, ended_by_hand, forgotten, how_it_ended, raised};
 use super::submit::plain;
 use super::track::{Cut, Tracked};
 use crate::spark::guard::{Exit, ExitStatus};
@@ -114,11 +114,7 @@ pub(super) fn judge(tracked: Tracked, job: &Job, limits: &Limits) -> Verdict {
             );
             return failed(FailureClass::Pending, message, true);
         }
-        Some(Cut::Forgotten) => {
-            let message =
-                waited_for.unwrap_or_else(|| "the cluster does not know the application".to_owned());
-            return failed(FailureClass::Lost, message, true);
-        }
+        Some(Cut::Forgotten) => return failed(FailureClass::Lost, forgotten(waited_for), true),
         Some(Cut::SubmitDeadline) => {
             let message = format!(
                 "{} did not bring the application to the cluster within {} (job.submit_timeout)",

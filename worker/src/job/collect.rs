@@ -216,6 +216,11 @@ impl Limits {
     }
 }
 
+/// The words of a job whose application the cluster does not know any more.
+pub(super) fn forgotten(waited_for: Option<String>) -> String {
+    waited_for.unwrap_or_else(|| "the cluster does not know the application".to_owned())
+}
+
 /// What a driver says of records, no larger than anybody reads. The model runs in its process, and might say anything.
 fn bounded(mut records: Records) -> Records {
     let cut = |text: &mut String| {
@@ -298,11 +303,7 @@ fn judge_process(tracked: Tracked, exit: Exit, job: &Job, limits: &Limits) -> Ve
             );
             return failed(FailureClass::Pending, message, true);
         }
-        Some(Cut::Forgotten) => {
-            let message =
-                waited_for.unwrap_or_else(|| "the cluster does not know the application".to_owned());
-            return failed(FailureClass::Lost, message, true);
-        }
+        Some(Cut::Forgotten) => return failed(FailureClass::Lost, forgotten(waited_for), true),
         Some(Cut::SubmitDeadline) => {
             let message = format!(
                 "{} did not start the driver within {} (job.submit_timeout)",
