@@ -10,9 +10,9 @@ use std::fmt;
 use lapin::ErrorKind;
 
 use crate::topology::{
-    COMMANDS_EXCHANGE, COMMANDS_QUEUE, DEAD_EXCHANGE, DEAD_QUEUE, DELAY_EXCHANGE, EXPELLED_QUEUE,
-    HISTORY_EXCHANGE, HISTORY_STREAM, JOBS_EXCHANGE, JOBS_QUEUE, LEDGER_EXCHANGE, LEDGER_STREAM,
-    RESULTS_EXCHANGE,
+    CHECKPOINTS_EXCHANGE, CHECKPOINTS_STREAM, COMMANDS_EXCHANGE, COMMANDS_QUEUE, DEAD_EXCHANGE, DEAD_QUEUE,
+    DELAY_EXCHANGE, EXPELLED_QUEUE, HISTORY_EXCHANGE, HISTORY_STREAM, JOBS_EXCHANGE, JOBS_QUEUE,
+    LEDGER_EXCHANGE, LEDGER_STREAM, RESULTS_EXCHANGE,
 };
 
 /// The queues in which jobs wait. A worker looks whether they are there, for which RabbitMQ from 4.3 wants any right at all;
@@ -77,11 +77,19 @@ impl Role {
                     DELAY_EXCHANGE,
                     DEAD_EXCHANGE,
                     LEDGER_EXCHANGE,
+                    CHECKPOINTS_EXCHANGE,
                     HISTORY_EXCHANGE,
                     RESULTS_EXCHANGE,
                     DEFAULT_EXCHANGE,
                 ],
-                &[JOBS_QUEUE, EXPELLED_QUEUE, COMMANDS_QUEUE, LEDGER_STREAM, HISTORY_STREAM],
+                &[
+                    JOBS_QUEUE,
+                    EXPELLED_QUEUE,
+                    COMMANDS_QUEUE,
+                    LEDGER_STREAM,
+                    CHECKPOINTS_STREAM,
+                    HISTORY_STREAM,
+                ],
             ),
             Self::Operator => (
                 &[OWN_QUEUES],

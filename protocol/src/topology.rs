@@ -7,7 +7,7 @@
 //!      └──after the delay── [spark.delay.<n>ms] <── spark.delay (direct)                         v the job's end
 //! spark.results (topic) ──> subscribers' own queues                       spark.dead ──> [spark.dead]
 //!      └──steps──> {spark.history} <──ends── spark.history      spark.ledger ──> {spark.ledger}
-//! spark.commands (direct) ──> [spark.commands]
+//! spark.commands (direct) ──> [spark.commands]             spark.checkpoints ──> {spark.checkpoints}
 //! ```
 //!
 //! What is in brackets is a quorum queue: a confirmed message is on a majority of the broker's nodes. Dead lettering is
@@ -49,6 +49,10 @@ pub const DELAY_EXCHANGE: &str = "spark.delay";
 pub const LEDGER_EXCHANGE: &str = "spark.ledger";
 /// The stream of those records.
 pub const LEDGER_STREAM: &str = "spark.ledger";
+/// What the ledger says up to a place is published here, in parts.
+pub const CHECKPOINTS_EXCHANGE: &str = "spark.checkpoints";
+/// The stream of those parts.
+pub const CHECKPOINTS_STREAM: &str = "spark.checkpoints";
 /// The ends of jobs are published here before they count.
 pub const HISTORY_EXCHANGE: &str = "spark.history";
 /// The stream of what happened to jobs.
@@ -65,6 +69,8 @@ const STEPS_IN_HISTORY: [&str; 3] = ["submitted", "running", "retrying"];
 const LEDGER_SEGMENT: i64 = 8 << 20;
 /// The same for the history, whose messages are larger.
 const HISTORY_SEGMENT: i64 = 64 << 20;
+/// How large the stream of checkpoints grows: two of the largest fit into it.
+const CHECKPOINTS_KEPT: i64 = 512 << 20;
 
 /// Header of a copy that waits for the end of an owner's lease: the claim in force when it was made.
 pub const SEEN_CLAIM_HEADER: &str = "x-seen-claim";
@@ -244,6 +250,8 @@ impl Topology {
         ];
         jobs.extend(safely.clone());
         let kept = vec![quorum.clone(), unlimited];
+        let mut checkpoints = stream(HISTORY_SEGMENT);
+        checkpoints.push(("x-max-length-bytes", Number(CHECKPOINTS_KEPT)));
         let mut history = queue(HISTORY_STREAM, stream(HISTORY_SEGMENT), HISTORY_EXCHANGE, "");
         history.bindings.extend(STEPS_IN_HISTORY.map(|step| (RESULTS_EXCHANGE, format!("job.*.{step}"))));
         let mut queues = vec![
@@ -252,6 +260,7 @@ impl Topology {
             queue(DEAD_QUEUE, kept.clone(), DEAD_EXCHANGE, ""),
             queue(COMMANDS_QUEUE, kept, COMMANDS_EXCHANGE, COMMANDS_KEY),
             queue(LEDGER_STREAM, stream(LEDGER_SEGMENT), LEDGER_EXCHANGE, ""),
+            queue(CHECKPOINTS_STREAM, checkpoints, CHECKPOINTS_EXCHANGE, ""),
             history,
         ];
         let mut delays = shape.delays.clone();
@@ -277,6 +286,7 @@ impl Topology {
             (DELAY_EXCHANGE, ExchangeKind::Direct),
             (COMMANDS_EXCHANGE, ExchangeKind::Direct),
             (LEDGER_EXCHANGE, ExchangeKind::Fanout),
+            (CHECKPOINTS_EXCHANGE, ExchangeKind::Fanout),
             (HISTORY_EXCHANGE, ExchangeKind::Fanout),
         ];
         Self { exchanges, queues }

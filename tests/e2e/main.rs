@@ -7,6 +7,7 @@ mod attachments;
 mod broker;
 mod cancel;
 mod chaos;
+mod checkpoint;
 mod cluster;
 mod cluster_mode;
 mod command_line;

@@ -346,6 +346,13 @@ pub static SETTINGS: &[Setting] = &[
          that more may be kept. It is an argument of the streams: to change it, delete them while no job runs.",
     ),
     setting(
+        "ledger.checkpoint_every",
+        Kind::Count { least: 1, most: 1_000_000_000 },
+        "20000",
+        "After how many records, at least, a worker writes a checkpoint of the ledger: one that starts then reads only what came \
+         after it. A ledger that knows of many jobs gets them less often.",
+    ),
+    setting(
         "spark.home",
         Kind::Path,
         "",
@@ -943,6 +950,8 @@ pub struct LedgerSettings {
     pub lease: Duration,
     /// How long the ledger and the history are kept.
     pub retention: Duration,
+    /// After how many records at least a checkpoint is written.
+    pub checkpoint_every: u64,
 }
 
 /// Section `spark`.
@@ -1221,6 +1230,7 @@ impl Settings {
             ledger: LedgerSettings {
                 lease: reader.span("ledger.lease"),
                 retention: reader.span("ledger.retention"),
+                checkpoint_every: reader.count("ledger.checkpoint_every"),
             },
             spark: SparkSettings {
                 home: reader.path("spark.home"),

@@ -13,6 +13,7 @@ use spark_runtime_protocol::topology::{COMMANDS_QUEUE, EXPELLED_QUEUE, JOBS_QUEU
 use tokio::sync::watch;
 
 use crate::broker::history::History;
+use crate::broker::ledger::checkpoint::keep_written;
 use crate::broker::ledger::tail::{follow, keep_forgetting};
 use crate::broker::ledger::{Ledger, leave};
 use crate::broker::publisher::Publisher;
@@ -312,6 +313,12 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         tokio::spawn(keep_declared(publisher.missing(), session.clone())),
         tokio::spawn(follow(ledger.clone(), session.clone())),
         tokio::spawn(keep_forgetting(ledger.clone(), session.clone())),
+        tokio::spawn(keep_written(
+            ledger.clone(),
+            session.clone(),
+            publisher.clone(),
+            settings.ledger.checkpoint_every,
+        )),
         tokio::spawn(keep_fenced(client_mode.clone(), ledger.clone())),
         tokio::spawn(settle_down(ledger.clone())),
         tokio::spawn({

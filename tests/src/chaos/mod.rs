@@ -144,6 +144,8 @@ impl Options {
             "job.kill_grace=1s".to_owned(),
             "job.keep=never".to_owned(),
             "worker.drain_grace=20s".to_owned(),
+            // So that most workers that start go on from one.
+            "ledger.checkpoint_every=200".to_owned(),
         ];
         if self.has_lease {
             settings.push(format!("ledger.lease={}ms", self.lease.as_millis()));

@@ -24,15 +24,21 @@ impl Backoff {
     fn next(&mut self) -> Duration {
         let full = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        // The standard library seeds every `RandomState` anew; that is chance enough to keep workers apart.
-        let chance = u32::try_from(RandomState::new().hash_one(self.failures) % 1000).unwrap_or(0);
-        full / 2 + full / 2 * chance / 1000
+        full / 2 + by_chance(full / 2)
     }
 
     /// Starts again with the shortest wait.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
+}
+
+/// Any time shorter than `whole`.
+#[must_use]
+pub fn by_chance(whole: Duration) -> Duration {
+    // The standard library seeds every `RandomState` anew; that is chance enough to keep workers apart.
+    let chance = u32::try_from(RandomState::new().hash_one(whole) % 1000).unwrap_or(0);
+    whole * chance / 1000
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::{CONTENT_TYPE, Event, EventKind, FailureClass};
 use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{
-    DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY, LEDGER_EXCHANGE,
-    RESULTS_EXCHANGE, delay_queue,
+    CHECKPOINTS_EXCHANGE, DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY,
+    LEDGER_EXCHANGE, RESULTS_EXCHANGE, delay_queue,
 };
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -43,6 +43,8 @@ use crate::spark::Awaited;
 const LANES: usize = 2;
 /// The ledger has a lane of its own, so that no large event is in the way of a renewal.
 const LEDGER_LANE: usize = LANES;
+/// And so have checkpoints of it, which are large and in no hurry.
+const CHECKPOINT_LANE: usize = LANES + 1;
 /// The exchange that hands a message to the queue whose name is the routing key.
 const DEFAULT_EXCHANGE: &str = "";
 /// How many messages of a lane may wait for their confirmation.
@@ -175,10 +177,10 @@ impl Publisher {
         patience: Duration,
     ) -> Result<(Self, Lanes), managed::BuildError> {
         let channels = ConfirmChannels { endpoint: endpoint.clone(), name, connection: Mutex::new(None) };
-        let pool = Pool::builder(channels).max_size(LANES + 1).build()?;
+        let pool = Pool::builder(channels).max_size(LANES + 2).build()?;
         let missing = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
-        let lanes = (0..=LEDGER_LANE).map(|_| {
+        let lanes = (0..=CHECKPOINT_LANE).map(|_| {
             let (sender, letters) = mpsc::unbounded_channel();
             let again = sender.downgrade();
             let (pool, missing) = (pool.clone(), missing.clone());
@@ -211,6 +213,12 @@ impl Publisher {
         let (confirmed, confirmation) = oneshot::channel();
         self.hand_to(LEDGER_LANE, ledger_letter(entry, Some(confirmed)));
         confirmation
+    }
+
+    /// Writes a part of a checkpoint, and waits until the broker has it.
+    pub async fn checkpoint(&self, part: Vec<u8>) {
+        let letter = Letter { exchange: CHECKPOINTS_EXCHANGE, ..ledger_letter(part, None) };
+        self.confirmed(CHECKPOINT_LANE, letter).await;
     }
 
     /// Publishes and waits for the confirmation, for ever if need be. Dropping the future takes the message back if it

@@ -2,7 +2,8 @@
 //!
 //! It is a pure function of the log. Everybody who has read the log up to some place has the same answer for it, and
 //! that is all that ownership rests on. So nothing here looks at a clock, at a setting or at who is reading, and a
-//! record whose condition does not hold at its place changes nothing.
+//! record whose condition does not hold at its place changes nothing. What it gives at a place is written down as a checkpoint
+//! ([`super::checkpoint::VERSION`] is to be raised with any change of what a record means).
 //!
 //! The broker cuts the log off at its old end, so that a reader that starts later does not know all that one knows which was
 //! there before. [`Fold::forget_before`] makes the older one forget the same. What is left to chance by that is a claim
@@ -17,13 +18,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use spark_runtime_protocol::JobId;
 
 use super::record::{Digest, Ending, InstanceId, Position, Reason, Record, Terms, UNSEEN};
 
 /// The first 128 bits of the SHA-256 of a job's id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobKey([u8; 16]);
 
 impl JobKey {
@@ -38,7 +40,7 @@ impl JobKey {
 }
 
 /// What the log says up to a place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fold {
     instances: BTreeMap<InstanceId, Instance>,
     open: BTreeMap<JobKey, Open>,
@@ -48,7 +50,7 @@ pub struct Fold {
 }
 
 /// A worker instance.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Instance {
     /// Its name, for people.
     pub name: Box<str>,
@@ -61,7 +63,7 @@ pub struct Instance {
 }
 
 /// A job that has not ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Open {
     /// What its body is; unknown as long as nobody had it.
     pub digest: Option<Digest>,
@@ -83,7 +85,7 @@ pub struct Open {
 }
 
 /// Who has a job, and by what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// The instance.
     pub instance: InstanceId,
@@ -96,7 +98,7 @@ pub struct Owner {
 }
 
 /// A job that has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settled {
     /// What its body was.
     pub digest: Digest,

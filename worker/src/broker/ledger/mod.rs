@@ -15,10 +15,12 @@
 //! - Records may land twice, late, or after a later one; the fold takes that ([`fold::Fold`]), and so nothing is done about
 //!   it here.
 //!
-//! [`record`] is what is written, and its one codec; [`fold`] is what it means; [`tail`] reads.
+//! [`record`] is what is written, and its one codec; [`fold`] is what it means; [`tail`] reads; [`checkpoint`] keeps the reading
+//! short.
 //!
 //! This module must not know what a job is, nor how one is run.
 
+pub mod checkpoint;
 pub mod fold;
 pub mod leave;
 pub mod record;
@@ -32,6 +34,7 @@ use std::time::Duration;
 use spark_runtime_protocol::JobId;
 use tokio::sync::{oneshot, watch};
 
+use self::checkpoint::Checkpoint;
 use self::fold::{Claimed, Effect, Fold, JobKey, Open, Standing};
 use self::record::{Digest, Ending, Entry, InstanceId, Position, Reason, Record, RecordError, Terms};
 use super::publisher::Publisher;
@@ -83,6 +86,10 @@ struct State {
     renewed: Option<BootTime>,
     /// How many messages of the stream were none of the ledger's.
     skipped: u64,
+    /// The last message that was read: its offset and its body.
+    last: Option<(u64, Vec<u8>)>,
+    /// Up to which offset there is a checkpoint, or from which on the log was read.
+    checkpointed: Option<u64>,
 }
 
 struct Waiting {
@@ -358,6 +365,11 @@ impl Ledger {
     fn take(&self, offset: u64, body: &[u8]) {
         let mut state = self.state();
         state.next_offset = Some(offset + 1);
+        state.checkpointed.get_or_insert(offset);
+        let (place, last) = state.last.get_or_insert_default();
+        *place = offset;
+        last.clear();
+        last.extend_from_slice(body);
         match Entry::decode(body) {
             Ok(entry) => {
                 for (index, record) in entry.records.iter().enumerate() {
@@ -488,8 +500,22 @@ impl Ledger {
         let mut state = self.state();
         state.fold = Fold::default();
         state.next_offset = None;
+        (state.last, state.checkpointed) = (None, None);
         state.mine.clear();
         state.catching_up = true;
+    }
+
+    /// Goes on from a checkpoint, where nothing was read yet.
+    fn go_on_from(&self, checkpoint: Checkpoint) {
+        let mut state = self.state();
+        if state.next_offset.is_some() {
+            return;
+        }
+        let (open, settled) = checkpoint.fold.counts();
+        tracing::info!(offset = checkpoint.offset, open, settled, "the ledger is read on from a checkpoint");
+        state.fold = checkpoint.fold;
+        state.next_offset = Some(checkpoint.offset + 1);
+        state.checkpointed = Some(checkpoint.offset);
     }
 
     /// The log has been read up to a record that this instance has just written.

@@ -19,8 +19,8 @@ use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, ST
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::Ledger;
 use super::record::Position;
+use super::{Ledger, checkpoint};
 use crate::broker::backoff::Backoff;
 use crate::broker::session::Session;
 use crate::broker::{self, words};
@@ -75,12 +75,24 @@ impl ReadError {
 /// Reads the ledger for as long as there are sessions.
 pub async fn follow(ledger: Ledger, mut sessions: watch::Receiver<Option<Session>>) {
     let mut backoff = Backoff::default();
+    // Whoever has to read anew what he has read before trusts nothing but the log itself.
+    let mut is_first = true;
     loop {
         let session = match sessions.wait_for(Option::is_some).await {
             Ok(session) => session.clone(),
             Err(_) => return,
         };
         let Some(session) = session else { continue };
+        if is_first && ledger.state().next_offset.is_none() {
+            match checkpoint::newest(&session).await {
+                Ok(Some(checkpoint)) => ledger.go_on_from(checkpoint),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "no checkpoint is used: the ledger is read from its start")
+                }
+            }
+        }
+        is_first = false;
         let Err(error) = read(&ledger, &session, &mut backoff).await;
         if error.voids_the_past() {
             tracing::error!(
@@ -194,7 +206,7 @@ pub async fn keep_forgetting(ledger: Ledger, sessions: watch::Receiver<Option<Se
 }
 
 /// The place of the first message that the stream still has.
-async fn first(session: &Session) -> Result<Option<u64>, lapin::Error> {
+pub(super) async fn first(session: &Session) -> Result<Option<u64>, lapin::Error> {
     let channel = session.connection.create_channel().await?;
     channel.basic_qos(1, BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
