@@ -38,7 +38,8 @@ use crate::broker::publisher::Publisher;
 use crate::broker::session::Session;
 use crate::broker::words;
 
-/// Raised whenever the fold comes to have other parts, or records come to mean something else to it.
+/// Raised whenever the fold comes to have other parts, or records come to mean something else to it, as with a new
+/// [`record::VERSION`](super::record::VERSION): who does not know those of a newer one writes checkpoints without them.
 pub const VERSION: u32 = 1;
 /// How large a piece is, in bytes: no broker refuses it, and it is in no other message's way for long.
 const PIECE: usize = 1 << 20;
@@ -337,7 +338,7 @@ async fn write(ledger: &Ledger, publisher: &Publisher) {
             );
         }
     }
-    ledger.state().checkpointed = Some(offset);
+    ledger.state().is_written(offset);
 }
 
 impl State {
