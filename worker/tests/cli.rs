@@ -742,6 +742,7 @@ fn the_settings_are_shown_with_where_they_come_from_and_secrets_masked() {
     retry.delays = 1s,1m 30s                       (--set)
     ledger.lease = 1m                              (default)
     ledger.retention = 168h                        (default)
+    ledger.checkpoint_every = 20000                (default)
     spark.home =                                   (default)
     spark.submit =                                 (default)
     spark.master = local[*]                        (default)

@@ -322,7 +322,7 @@ async fn write(ledger: &Ledger, publisher: &Publisher) {
     let Some(checkpoint) = ledger.state().checkpoint() else { return };
     let (offset, (open, settled)) = (checkpoint.offset, checkpoint.fold.counts());
     let parts = tokio::task::spawn_blocking(move || checkpoint.parts());
-    match parts.await.map_err(|error| error.to_string()).flatten() {
+    match parts.await.map_err(|error| error.to_string()).and_then(|parts| parts) {
         Ok(parts) => {
             let count = parts.len();
             for part in parts {
