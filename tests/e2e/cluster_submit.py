@@ -20,6 +20,7 @@ The model's source says what happens, in a line `# fake: {...}` with these keys,
 import base64
 import json
 import os
+import shlex
 import sys
 import time
 import urllib.parse
@@ -89,7 +90,7 @@ def launch(arguments):
         "am-container-spec": {
             "commands": {
                 "command": "exec {} {} --driver {} {} 2><LOG_DIR>/stderr".format(
-                    sys.executable, os.path.abspath(__file__), identity, handed
+                    *(shlex.quote(word) for word in [sys.executable, os.path.abspath(__file__), identity, handed])
                 )
             }
         },
