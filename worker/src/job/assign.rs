@@ -382,6 +382,7 @@ enum Elsewhere {
 fn is_cancelled(attempt: &Attempt, stop: &Stop) -> bool {
     matches!(attempt.end, End::Failed { may_pass: true, .. } | End::Unfit(_))
         && stop.reason() == Some(StopReason::Cancel)
+        && !attempt.course.may_run_elsewhere
 }
 
 /// A job that is ours.

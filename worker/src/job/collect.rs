@@ -39,6 +39,10 @@ const MOST_REASONS: usize = 20;
 const LONGEST_REASON: usize = 200;
 /// What YARN's client says, in either mode, of an application whose containers the cluster can never give.
 const TOO_LARGE: &str = "above the max threshold (";
+/// What Spark says of a job that was under way when its context was stopped, by whomever.
+const SHUT_DOWN: &str = "cancelled because SparkContext was shut down";
+/// What Spark raises for what the model wrote, and not for what became of its context.
+const OF_THE_MODEL: [&str; 3] = [".AnalysisException", ".ParseException", ".PythonException"];
 /// What a standalone master tells an application that somebody ended there, and who that may be. It does so for nothing else.
 const KILLED_AT_MASTER: &str = "Master removed our application: KILLED";
 const BY_MASTER: &str = "somebody killed it at the master of the standalone cluster";
@@ -113,7 +117,10 @@ pub async fn collect(
             }
         }
         Verdict::Failed { mut failure, mut may_pass } => {
-            let is_of_spark = failure.exception.as_ref().is_some_and(is_of_spark);
+            let is_of_spark = failure.exception.as_ref().is_some_and(|exception| {
+                // A model may have made an exception of its own of it.
+                is_of_spark(exception) || exception.message.contains(SHUT_DOWN)
+            });
             if is_of_spark || failure.class == FailureClass::Infrastructure && failure.exception.is_some() {
                 let log = staged.directory.join(STANDARD_ERROR);
                 let found = tokio::task::spawn_blocking(move || let_go_in(&log_tail(&log, SEARCHED)));
@@ -433,7 +440,9 @@ pub(super) fn ended_by_hand(message: &str) -> Option<String> {
 /// Whether Spark raised this, and not the model: whatever was under way in a context that somebody else stops ends with an
 /// exception that depends on where it was, as with that of a thread that is interrupted.
 fn is_of_spark(exception: &ModelException) -> bool {
-    ["py4j.", "pyspark."].iter().any(|library| exception.exception_type.starts_with(library))
+    let raised = &exception.exception_type;
+    ["py4j.", "pyspark."].iter().any(|library| raised.starts_with(library))
+        && !OF_THE_MODEL.iter().any(|name| raised.ends_with(name))
 }
 
 /// What the log of a driver says of a context that Spark stopped: what the model met after that need not say it, and may look
@@ -919,6 +928,7 @@ mod tests {
         for (raised, is_so) in [
             ("py4j.protocol.Py4JJavaError", true),
             ("pyspark.errors.exceptions.captured.IllegalArgumentException", true),
+            ("pyspark.errors.exceptions.captured.AnalysisException", false),
             ("ValueError", false),
             ("my_pyspark.Error", false),
         ] {

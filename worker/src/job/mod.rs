@@ -260,6 +260,8 @@ pub struct Course {
     pub notes: Vec<String>,
     /// An application of it was followed to what is its end as far as can be known.
     pub has_followed: bool,
+    /// An application of it may run in a cluster, of which no end is known.
+    pub may_run_elsewhere: bool,
     /// What is to be told only if the attempt fails, as of inputs that nobody could look for.
     pub doubts: Vec<String>,
     /// What was fetched from repositories.
@@ -287,8 +289,12 @@ fn since(start: Instant) -> u64 {
 ///
 /// Nothing of the attempt's processes is left when this returns. Its directory is left for [`keep`] and [`clean`].
 pub async fn run(context: &Context, claim: &Claim, job: Job, text: Vec<u8>, mut stop: Stop) -> Attempt {
-    let mut course = Course::default();
-    let end = run_phases(context, claim, job, text, &mut stop, &mut course).await;
+    let mut course = Course { may_run_elsewhere: claim.mode.is_cluster(), ..Course::default() };
+    let end = match run_phases(context, claim, job, text, &mut stop, &mut course).await {
+        // What there may be has to be ended first, which the next attempt does.
+        End::Cancelled if course.may_run_elsewhere => End::GivenBack,
+        end => end,
+    };
     Attempt { end, course }
 }
 
@@ -335,6 +341,7 @@ async fn run_phases(
         Ok(adopted) => adopted,
         Err(end) => return end,
     };
+    course.may_run_elsewhere = adopted.is_some();
     let way = plan.way();
     let judged = Judged { job, plan, missing, sought, began };
     let started = match adopted {
@@ -347,7 +354,7 @@ async fn run_phases(
     };
     crash_point("after-spawn");
     let tracked = track::track(context, claim, &mut submitted, stop, clock, course).await;
-    course.has_followed = true;
+    (course.has_followed, course.may_run_elsewhere) = (true, false);
     let collecting = Instant::now();
     let mut end = collect::collect(context, job, way, &staged, tracked, course).await;
     if let Some(target) = target {

@@ -41,6 +41,8 @@ use crate::broker::words;
 /// Raised whenever the fold comes to have other parts, or records come to mean something else to it, as with a new
 /// [`record::VERSION`](super::record::VERSION): who does not know those of a newer one writes checkpoints without them.
 pub const VERSION: u32 = 1;
+const _: () =
+    assert!(VERSION == 1 && super::record::VERSION == 1, "a new version of records is one of checkpoints");
 /// How large a piece is, in bytes: no broker refuses it, and it is in no other message's way for long.
 const PIECE: usize = 1 << 20;
 /// The most parts that are read, or written: more does not fit twice into what the stream keeps.
@@ -137,8 +139,10 @@ impl Head {
     fn split(body: &[u8]) -> Option<(Self, &[u8])> {
         let end = body.iter().take(1024).position(|byte| *byte == b'\n')?;
         let head: Self = serde_json::from_slice(&body[..end]).ok()?;
-        let fits = head.version == VERSION && head.part < head.of && head.of <= MOST_PARTS;
-        fits.then_some((head, &body[end + 1..]))
+        let piece = &body[end + 1..];
+        let fits =
+            head.version == VERSION && head.part < head.of && head.of <= MOST_PARTS && piece.len() <= PIECE;
+        fits.then_some((head, piece))
     }
 }
 
