@@ -698,6 +698,8 @@ class Bench(ClusterMeasurements, RecordMeasurements):
                 if time.monotonic() > until:
                     raise SystemExit("the worker writes no checkpoint of the ledger")
                 time.sleep(0.1)
+            # Workers look for one only where the broker has counted some, which it does every few seconds.
+            time.sleep(10)
         begun = time.monotonic()
         with self.worker(self.fake_spark()) as worker:
             seconds = time.monotonic() - begun
