@@ -208,16 +208,15 @@ pub async fn settle(
         End::Failed { failure, may_pass: true }
             if claim.failures + 1 < context.settings.retry.max_attempts =>
         {
-            // The next attempt must not take this one's application for one whose end nobody has told, and so it goes before
-            // anybody else can claim the job; one of which no end is known is left for it to find.
-            if attempt.course.has_followed
-                && let Some(over) = launches(context, claim).await
-            {
-                context.backend.forget(&identity(claim), &claim.mode, &over).await;
-            }
+            // The next attempt must not take this one's application for one whose end nobody has told; one of which no end is known
+            // is left for it to find. Only a release that takes effect proves that what was listed before it was ours.
+            let over = if attempt.course.has_followed { launches(context, claim).await } else { None };
             crash_point("before-release");
             desk.ledger.release(held, Reason::Failed).await?;
             crash_point("after-release");
+            if let Some(over) = over {
+                context.backend.forget(&identity(claim), &claim.mode, &over).await;
+            }
             retry(context, &desk.publisher, claim, message, failure).await;
             crash_point("before-ack");
             return Ok(Outcome::Said);
