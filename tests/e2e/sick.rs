@@ -18,7 +18,7 @@ use spark_runtime_protocol::event::{EventKind, FailureClass};
 use spark_runtime_protocol::topology::{
     LEDGER_EXCHANGE, LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER,
 };
-use spark_runtime_tests::broker::{Broker, Ready, Vhost};
+use spark_runtime_tests::broker::{Broker, Ready, Vhost, usual};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::Worker;
 use spark_runtime_tests::until;
@@ -261,6 +261,33 @@ async fn a_ledger_that_is_cut_off_under_its_reader_is_read_from_its_start_and_no
     .await;
     wire.mend();
     worker.logged("the log was cut off under the reader").await;
+    worker.logged("the ledger no longer holds a claim of a job that runs here; the job is ended").await;
+    until("the next run", async || (held.runs() == 2).then_some(())).await;
+    held.let_go();
+    assert_eq!(place.end_of("held").await.kind(), Some(EventKind::Completed));
+    place.queue_has("spark.jobs", 0).await;
+    assert!(!lines(&held.journal).contains("overlap"), "{}", lines(&held.journal));
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_made_anew_and_outgrows_its_reader_meanwhile_is_no_part_of_the_one_before() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    let wire = Wire::to(place.vhost.broker().port()).await;
+    let worker = Worker::start(&place.vhost.uri_at(wire.port), &[RETRY]);
+    place.publish("ended", text("ended", &["complete"])).await;
+    place.end_of("ended").await;
+    let held = Held::running(&mut place, &worker, "held").await;
+    wire.cut();
+    worker.logged("a delivery is lost; its job goes on").await;
+    place.vhost.http("DELETE", "/api/queues/{}/spark.ledger", None);
+    place.vhost.declare(&usual(&DELAYS)).await;
+    let ledger = Ledger::open(&place.vhost).await;
+    // Far more than the worker had read of the other one.
+    for _ in 0..500 {
+        ledger.append(b"none of the ledger's".to_vec()).await;
+    }
+    wire.mend();
+    worker.logged("the log is not the one that was read before").await;
     worker.logged("the ledger no longer holds a claim of a job that runs here; the job is ended").await;
     until("the next run", async || (held.runs() == 2).then_some(())).await;
     held.let_go();

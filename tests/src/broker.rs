@@ -317,7 +317,7 @@ impl Broker {
 }
 
 /// What workers with settings of their own for retries, and the defaults for all else, need.
-fn usual(delays: &[Duration]) -> Shape {
+pub fn usual(delays: &[Duration]) -> Shape {
     Shape {
         delays: delays.to_vec(),
         lease: Duration::from_secs(60),
@@ -407,6 +407,14 @@ impl Vhost {
         Client::connect(&endpoint, "test").await.unwrap()
     }
 
+    /// Declares the service's topology, as far as it is not there.
+    pub async fn declare(&self, shape: &Shape) {
+        let endpoint = Endpoint::new(&self.uri(), Duration::from_secs(10)).unwrap();
+        let connection = endpoint.connect("test topology").await.unwrap();
+        Topology::new(shape).declare(&connection).await.unwrap();
+        let _ = connection.close(200, "done".into()).await;
+    }
+
     /// A virtual host with the service's topology and a client that follows all events.
     pub async fn ready(delays: &[Duration]) -> Ready {
         Self::ready_for(&usual(delays)).await
@@ -425,10 +433,7 @@ impl Vhost {
     /// The same on a broker of the test's own for workers with these settings.
     pub async fn ready_at(broker: &'static Broker, shape: &Shape) -> Ready {
         let vhost = broker.vhost();
-        let endpoint = Endpoint::new(&vhost.uri(), Duration::from_secs(10)).unwrap();
-        let connection = endpoint.connect("test topology").await.unwrap();
-        Topology::new(shape).declare(&connection).await.unwrap();
-        let _ = connection.close(200, "done".into()).await;
+        vhost.declare(shape).await;
         let client = vhost.client().await;
         let events = client.subscribe(&Topic::All).await.unwrap();
         Ready { vhost, client, events, seen: Vec::new() }

@@ -85,7 +85,7 @@ pub struct Checkpoint {
     /// The offset of the last message that is in it.
     pub offset: u64,
     /// The SHA-256 of that message's body.
-    message: String,
+    pub message: String,
 }
 
 /// Why there is no checkpoint to go on from.
@@ -178,7 +178,7 @@ impl Parts {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -348,25 +348,25 @@ async fn write(ledger: &Ledger, publisher: &Publisher) {
 impl State {
     /// Whether the ledger has grown enough since the last checkpoint.
     fn checkpoint_is_due(&self, every: u64) -> bool {
-        let (Some(from), Some(next)) = (self.checkpointed, self.next_offset) else { return false };
+        let (Some(from), Some(last)) = (self.checkpointed, &self.last) else { return false };
         let (open, settled) = self.fold.counts();
-        !self.catching_up && next.saturating_sub(from) > every.max((open + settled) as u64 / SHARE)
+        !self.catching_up && last.offset.saturating_sub(from) >= every.max((open + settled) as u64 / SHARE)
     }
 
     /// Takes note that there is a checkpoint up to this place.
     fn is_written(&mut self, offset: u64) {
-        if self.next_offset.is_some_and(|next| offset < next) {
+        if self.last.as_ref().is_some_and(|last| offset <= last.offset) {
             self.checkpointed = self.checkpointed.max(Some(offset));
         }
     }
 
     /// What is known now.
     fn checkpoint(&self) -> Option<Checkpoint> {
-        let (offset, message) = self.last.as_ref()?;
+        let last = self.last.as_ref()?;
         (!self.catching_up).then(|| Checkpoint {
             fold: self.fold.clone(),
-            offset: *offset,
-            message: hex(message),
+            offset: last.offset,
+            message: last.message.digest(),
         })
     }
 }

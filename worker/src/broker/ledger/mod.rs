@@ -73,8 +73,6 @@ struct Shared {
 #[derive(Default)]
 struct State {
     fold: Fold,
-    /// The offset of the stream that is to be read next.
-    next_offset: Option<u64>,
     /// Records up to the last one of this instance are being read again; what they say is the past.
     catching_up: bool,
     /// Records of this instance that were not read back yet, by their sequence numbers.
@@ -86,10 +84,42 @@ struct State {
     renewed: Option<BootTime>,
     /// How many messages of the stream were none of the ledger's.
     skipped: u64,
-    /// The last message that was read: its offset and its body.
-    last: Option<(u64, Vec<u8>)>,
+    /// The last message that was read.
+    last: Option<Last>,
     /// Up to which offset there is a checkpoint, or from which on the log was read.
     checkpointed: Option<u64>,
+}
+
+/// The last message that was read. Whoever reads on begins with it: it shows that the log is still the same.
+#[derive(Debug, Clone, PartialEq)]
+struct Last {
+    offset: u64,
+    message: Message,
+}
+
+/// What a message of the log was.
+#[derive(Debug, Clone, PartialEq)]
+enum Message {
+    /// Its body, as it was read.
+    Body(Vec<u8>),
+    /// The SHA-256 of its body, as a checkpoint has it.
+    Digest(String),
+}
+
+impl Message {
+    fn digest(&self) -> String {
+        match self {
+            Self::Body(body) => checkpoint::hex(body),
+            Self::Digest(digest) => digest.clone(),
+        }
+    }
+
+    fn is(&self, body: &[u8]) -> bool {
+        match self {
+            Self::Body(own) => own == body,
+            Self::Digest(digest) => *digest == checkpoint::hex(body),
+        }
+    }
 }
 
 struct Waiting {
@@ -364,12 +394,16 @@ impl Ledger {
     /// Takes a message of the stream.
     fn take(&self, offset: u64, body: &[u8]) {
         let mut state = self.state();
-        state.next_offset = Some(offset + 1);
         state.checkpointed.get_or_insert(offset);
-        let (place, last) = state.last.get_or_insert_default();
-        *place = offset;
-        last.clear();
-        last.extend_from_slice(body);
+        match &mut state.last {
+            // Its memory serves again.
+            Some(Last { offset: place, message: Message::Body(own) }) => {
+                *place = offset;
+                own.clear();
+                own.extend_from_slice(body);
+            }
+            last => *last = Some(Last { offset, message: Message::Body(body.to_vec()) }),
+        }
         match Entry::decode(body) {
             Ok(entry) => {
                 for (index, record) in entry.records.iter().enumerate() {
@@ -499,7 +533,6 @@ impl Ledger {
     fn begin_again(&self) {
         let mut state = self.state();
         state.fold = Fold::default();
-        state.next_offset = None;
         (state.last, state.checkpointed) = (None, None);
         state.mine.clear();
         state.catching_up = true;
@@ -508,13 +541,13 @@ impl Ledger {
     /// Goes on from a checkpoint, where nothing was read yet.
     fn go_on_from(&self, checkpoint: Checkpoint) {
         let mut state = self.state();
-        if state.next_offset.is_some() {
+        if state.last.is_some() {
             return;
         }
         let (open, settled) = checkpoint.fold.counts();
         tracing::info!(offset = checkpoint.offset, open, settled, "the ledger is read on from a checkpoint");
         state.fold = checkpoint.fold;
-        state.next_offset = Some(checkpoint.offset + 1);
+        state.last = Some(Last { offset: checkpoint.offset, message: Message::Digest(checkpoint.message) });
         state.checkpointed = Some(checkpoint.offset);
     }
 

@@ -1,7 +1,8 @@
 //! Reading the ledger: from its first record at the start, and then for ever on.
 //!
-//! A reader that loses its channel goes on where it was. It writes a renewal each time and expects to read it back: a
-//! stream that was deleted and made again, or cut off under the reader, is noticed by that, and read from its start.
+//! A reader that loses its channel goes on where it was, and begins with the message that it read last: a stream that was
+//! deleted and made again, or cut off under the reader, has another one there, and is read from its start. It also writes a
+//! renewal each time and expects to read it back, for one that has not come that far yet has nothing there.
 //!
 //! This module must not know what the records mean.
 
@@ -20,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::record::Position;
-use super::{Ledger, checkpoint};
+use super::{Last, Ledger, checkpoint};
 use crate::broker::backoff::Backoff;
 use crate::broker::session::Session;
 use crate::broker::{self, words};
@@ -41,10 +42,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FORGETTING: Duration = Duration::from_secs(60 * 60);
 /// How long the broker may take to show the first record.
 const FIRST_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The broker counts something of its own here and there, so that an offset may have no record. What it cuts off at the old
-/// end is thousands at a time.
-const NUMBERS_WITHOUT_RECORD: u64 = 16;
 /// How long the broker may take to open a consumer.
 const OPENING: Duration = Duration::from_secs(30);
 
@@ -61,6 +58,10 @@ enum ReadError {
         "records from {expected} on were asked for, and the first that came is {found}: the log was cut off under the reader"
     )]
     CutOff { expected: u64, found: u64 },
+    #[error(
+        "the record at {0} is not the one that was read there: the log is not the one that was read before"
+    )]
+    Other(u64),
     #[error("a record that was written does not come: the log is not the one that was read before")]
     Silent,
 }
@@ -68,7 +69,7 @@ enum ReadError {
 impl ReadError {
     /// Whether what has been read is worth anything.
     fn voids_the_past(&self) -> bool {
-        matches!(self, Self::CutOff { .. } | Self::Silent)
+        matches!(self, Self::CutOff { .. } | Self::Other(_) | Self::Silent)
     }
 }
 
@@ -83,7 +84,7 @@ pub async fn follow(ledger: Ledger, mut sessions: watch::Receiver<Option<Session
             Err(_) => return,
         };
         let Some(session) = session else { continue };
-        if is_first && ledger.state().next_offset.is_none() {
+        if is_first && ledger.state().last.is_none() {
             match checkpoint::newest(&session).await {
                 Ok(Some(checkpoint)) => ledger.go_on_from(checkpoint),
                 Ok(None) => {}
@@ -133,14 +134,14 @@ async fn read(
     session: &Session,
     backoff: &mut Backoff,
 ) -> Result<std::convert::Infallible, ReadError> {
-    let expected = ledger.state().next_offset;
-    let opened = tokio::time::timeout(OPENING, open(session, expected)).await;
+    let mut before = ledger.state().last.clone();
+    let from = before.as_ref().map(|last| last.offset);
+    let opened = tokio::time::timeout(OPENING, open(session, from)).await;
     let (channel, mut consumer, kept) = opened.map_err(|_| ReadError::NoAnswer)??;
-    if expected.is_none() {
+    if from.is_none() {
         ledger.append_again();
     }
     let mut mark = ledger.mark();
-    let mut expected = expected;
     let mut unacknowledged = Unacknowledged::default();
     let mut records = 0_u64;
     let (mut heard, mut told) = (Instant::now(), Instant::now());
@@ -166,15 +167,13 @@ async fn read(
             tracing::warn!("a message of the ledger came without its offset");
             continue;
         };
-        match expected.take() {
-            Some(expected) if offset > expected + NUMBERS_WITHOUT_RECORD => {
-                return Err(ReadError::CutOff { expected, found: offset });
-            }
-            _ => {}
+        unacknowledged.add(delivery.acker);
+        if let Some(last) = before.take() {
+            last.is_at(offset, &delivery.data)?;
+            continue;
         }
         ledger.take(offset, &delivery.data);
         records += 1;
-        unacknowledged.add(delivery.acker);
         if !mark.is_read {
             if mark.read.try_recv().is_ok() {
                 mark.is_read = true;
@@ -221,13 +220,26 @@ pub(super) async fn first(session: &Session) -> Result<Option<u64>, lapin::Error
     Ok(found)
 }
 
+impl Last {
+    /// Makes sure that this is what was read last.
+    fn is_at(&self, offset: u64, body: &[u8]) -> Result<(), ReadError> {
+        if offset > self.offset {
+            return Err(ReadError::CutOff { expected: self.offset, found: offset });
+        }
+        if offset < self.offset || !self.message.is(body) {
+            return Err(ReadError::Other(offset));
+        }
+        Ok(())
+    }
+}
+
 /// Opens a consumer that begins at a place of the stream, or at its start; tells about how many records there are.
-async fn open(session: &Session, expected: Option<u64>) -> Result<(Channel, Consumer, u32), lapin::Error> {
+async fn open(session: &Session, from: Option<u64>) -> Result<(Channel, Consumer, u32), lapin::Error> {
     let channel = session.connection.create_channel().await?;
     let kept = kept(&channel).await?;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-    let from = match expected {
-        Some(next) => AMQPValue::LongLongInt(i64::try_from(next).unwrap_or(i64::MAX)),
+    let from = match from {
+        Some(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
         None => AMQPValue::LongString("first".into()),
     };
     let mut arguments = FieldTable::default();
