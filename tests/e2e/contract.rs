@@ -270,7 +270,9 @@ impl Story {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, following).await.unwrap_or_else(|_| panic!("only {:?}", self.steps));
+        if tokio::time::timeout(PATIENCE, following).await.is_err() {
+            panic!("{wanted:?} did not come: {:?}, {application:#?}", self.steps);
+        }
     }
 
     fn ending(self) -> Ending {

@@ -23,6 +23,7 @@ What the image is called plays what cannot be had here:
 Its environment: KUBERNETES_MASTER, KUBERNETES_TOKEN and KUBERNETES_FOLDER as of deploy/cluster, SPARK_HOME and PYSPARK_PYTHON.
 """
 
+import ctypes
 import http.server
 import json
 import os
@@ -40,6 +41,8 @@ import urllib.request
 ADDRESS = "127.0.0.1"
 # With which a container ends that is killed.
 KILLED = 137
+# Of <linux/prctl.h>: orphans below come to this process.
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def now():
@@ -96,6 +99,12 @@ class Container:
         """Whether nothing of it is left, its children included."""
         if self.process.poll() is None:
             return False
+        try:
+            # What it left behind is this process's by now. As long as nobody waits for one that has ended, it is there.
+            while os.waitpid(-self.process.pid, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            pass
         try:
             os.killpg(self.process.pid, 0)
             return False
@@ -478,6 +487,7 @@ def serve_logs(kubelet):
 
 def main():
     namespace, folder = sys.argv[1:]
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open(os.environ["KUBERNETES_TOKEN"]) as file:
         token = file.read().strip().split(": ", 1)[1]
     server = Server(os.environ["KUBERNETES_MASTER"][len("k8s://") :], token, os.environ["KUBERNETES_FOLDER"])

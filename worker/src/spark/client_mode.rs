@@ -534,6 +534,15 @@ async fn in_vain(waiting: &mut Option<Waiting>) {
     }
 }
 
+impl std::fmt::Debug for ClientApplication {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientApplication")
+            .field("report", &self.report)
+            .field("started", &self.started)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Application for ClientApplication {
     fn accepted(&self) -> Option<Accepted> {
         Some(Accepted::default())

@@ -94,7 +94,7 @@ pub trait Backend: Send + Sync {
 }
 
 /// One run of a driver and of what it started.
-pub trait Application: Send {
+pub trait Application: Send + std::fmt::Debug {
     /// Where it is, once it is certain that it is there: at once, or after [`Change::Accepted`].
     fn accepted(&self) -> Option<Accepted>;
 

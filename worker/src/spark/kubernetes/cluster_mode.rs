@@ -1148,6 +1148,9 @@ impl std::fmt::Debug for PodApplication {
         f.debug_struct("PodApplication")
             .field("name", &self.name)
             .field("known", &self.known)
+            .field("is_gone", &self.is_gone)
+            .field("asked", &self.asked)
+            .field("lost", &self.lost)
             .finish_non_exhaustive()
     }
 }
