@@ -726,6 +726,12 @@ class Bench(ClusterMeasurements, RecordMeasurements):
         reading = connection.channel()
         reading.basic_qos(prefetch_count=2000)
         read = reading.consume(exchange, arguments={"x-stream-offset": "first"})
+
+        def take():
+            method, properties, body = next(read)
+            reading.basic_ack(method.delivery_tag)
+            return json.loads(body)["records"][0], properties.headers["x-stream-offset"]
+
         for first in range(0, records // 2, FILLED_TOGETHER):
             numbers = range(first, min(first + FILLED_TOGETHER, records // 2))
             for number in numbers:
@@ -733,13 +739,15 @@ class Bench(ClusterMeasurements, RecordMeasurements):
                 write(2 * number + 1, {"claim": {"job": job, "digest": "00000000000000ff", "terms": "free", "at": at}})
             offsets = {}
             while len(offsets) < len(numbers):
-                method, properties, body = next(read)
-                reading.basic_ack(method.delivery_tag)
-                if claim := json.loads(body)["records"][0].get("claim"):
-                    offsets[claim["job"]] = properties.headers["x-stream-offset"]
+                record, offset = take()
+                if claim := record.get("claim"):
+                    offsets[claim["job"]] = offset
             for number in numbers:
                 job = str(uuid.UUID(int=number))
                 write(2 * number + 2, {"settle": {"job": job, "claim": offsets[job] << 8, "end": "completed", "at": at}})
+        # What was not taken would be given back, which streams do not know.
+        while take()[0].get("settle", {}).get("job") != job:
+            pass
         reading.cancel()
         # What comes after it has been taken when this is answered.
         channel.confirm_delivery()
