@@ -184,6 +184,16 @@ impl Message {
         self.copied(headers)
     }
 
+    /// The properties of a copy that nobody has claimed. Its `expiration` counts anew.
+    #[must_use]
+    pub fn for_first_attempt(&self) -> BasicProperties {
+        let properties = self.for_attempt(1);
+        match self.properties.expiration() {
+            Some(expiration) => properties.with_expiration(expiration.clone()),
+            None => properties,
+        }
+    }
+
     /// The properties of a copy that is offered to workers that may have a runtime for it; `waited` is for how long it
     /// will have been when it comes back.
     #[must_use]
@@ -367,6 +377,16 @@ mod tests {
         assert_eq!((replay.user_id(), replay.delivery_mode()), (&None, &Some(2)));
         assert_eq!(header_names(&replay), ["mine", "x-settled-claim"]);
         assert_eq!(copy(replay).undoes(), Some(claim));
+    }
+
+    #[test]
+    fn an_expiration_bounds_the_wait_for_a_first_worker_and_no_longer() {
+        let mut message = message(&[]);
+        message.properties = message.properties.clone().with_expiration("60000".into());
+        assert_eq!(message.for_first_attempt().expiration(), &Some("60000".into()));
+        for copied in [message.for_attempt(2), message.for_replay()] {
+            assert_eq!(copied.expiration(), &None);
+        }
     }
 
     #[test]

@@ -152,6 +152,18 @@ pub struct Publisher {
     missing: Arc<Notify>,
 }
 
+/// What was handed to a publisher that publishes nothing.
+#[cfg(test)]
+pub(super) struct Unpublished(mpsc::UnboundedReceiver<Letter>);
+
+#[cfg(test)]
+impl Unpublished {
+    /// The next message, when there is one.
+    pub(super) fn next(&mut self) -> Option<Vec<u8>> {
+        self.0.try_recv().ok().map(|letter| letter.payload)
+    }
+}
+
 /// The lanes at work.
 pub struct Lanes(JoinSet<()>);
 
@@ -198,6 +210,14 @@ impl Publisher {
         self.missing.clone()
     }
 
+    /// One that publishes nothing, and what it was to publish.
+    #[cfg(test)]
+    pub(super) fn that_keeps() -> (Self, Unpublished) {
+        let (sender, letters) = mpsc::unbounded_channel();
+        let lanes = Arc::new(vec![sender; CHECKPOINT_LANE + 1]);
+        (Self { lanes, missing: Arc::default() }, Unpublished(letters))
+    }
+
     fn hand_to(&self, lane: usize, letter: Letter) {
         // A lane ends only when every sender is gone, and this is one.
         let _ = self.lanes[lane].send(letter);
@@ -239,6 +259,12 @@ impl Publisher {
     /// Offers a copy of a job to workers again, for the attempt with this number.
     pub async fn give_back(&self, message: &Message, attempt: u32) {
         let properties = message.for_attempt(attempt);
+        self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
+    }
+
+    /// Offers a copy of a job that nobody here has claimed to workers again.
+    pub async fn give_back_unclaimed(&self, message: &Message) {
+        let properties = message.for_first_attempt();
         self.publish(JOBS_EXCHANGE, JOBS_KEY.to_owned(), message.body.clone(), properties).await;
     }
 

@@ -435,9 +435,12 @@ impl Ledger {
                     holding.stopper.stop(StopReason::Cancel);
                 }
             }
+            // In the present it is another's, whatever it took the place of; of the past only what took the place of a claim of
+            // this instance counts.
             (Record::Claim { job, .. }, Effect::Claimed(claimed))
                 if instance != self.0.instance
-                    && claimed.superseded.is_some_and(|owner| owner.instance == self.0.instance) =>
+                    && (!state.catching_up
+                        || claimed.superseded.is_some_and(|owner| owner.instance == self.0.instance)) =>
             {
                 lose(state, JobKey::of(job), job);
             }
@@ -551,27 +554,22 @@ impl Ledger {
         state.checkpointed = Some(checkpoint.offset);
     }
 
-    /// The log has been read up to a record that this instance has just written.
+    /// The log has been read up to a record that this instance has just written, by this number. What was written before it
+    /// and was not read is not in the log: a broker whose machine lost its power has lost what was not on the disk yet.
+    fn come_to(&self, sequence: u64) {
+        let mut state = self.state();
+        if state.catching_up {
+            end_what_is_lost(&mut state);
+        }
+        self.append_again(&state, sequence);
+    }
+
+    /// It is known what is in the log and what is no longer.
     fn caught_up(&self) {
         let mut state = self.state();
         if state.catching_up {
             state.catching_up = false;
-            let lost: Vec<_> = state
-                .held
-                .iter()
-                .filter(|(key, holding)| {
-                    state.mine.get(*key).is_none_or(|(_, claim)| *claim != holding.claim)
-                })
-                .map(|(key, _)| *key)
-                .collect();
-            for key in lost {
-                if let Some(holding) = state.held.remove(&key) {
-                    tracing::error!(
-                        "the ledger no longer holds a claim of a job that runs here; the job is ended"
-                    );
-                    holding.stopper.stop(StopReason::OwnershipLost);
-                }
-            }
+            end_what_is_lost(&mut state);
             let unattended: Vec<_> = state
                 .mine
                 .iter()
@@ -592,18 +590,42 @@ impl Ledger {
     /// Forgets what was written before this place. Gives how many jobs are known that have not ended, and that have.
     fn forget_before(&self, start: Position) -> (usize, usize) {
         let mut state = self.state();
-        state.fold.forget_before(start);
+        let State { fold, mine, .. } = &mut *state;
+        fold.forget_before(start);
+        mine.retain(|key, (_, claim)| {
+            matches!(fold.standing(*key), Standing::Open(Open { owner: Some(owner), .. }) if owner.claim == *claim)
+        });
+        if !state.catching_up {
+            end_what_is_lost(&mut state);
+        }
         state.fold.counts()
     }
 
     /// Writes everything again that was not read back: the log that it was written to is gone.
-    fn append_again(&self) {
-        let state = self.state();
-        for (sequence, waiting) in &state.waiting {
+    fn append_all_again(&self) {
+        self.append_again(&self.state(), u64::MAX);
+    }
+
+    /// Writes again, of what has a lower number than `before`, what was not read back. That a record lands twice does no harm.
+    fn append_again(&self, state: &State, before: u64) {
+        for (sequence, waiting) in state.waiting.iter().filter(|(sequence, _)| **sequence < before) {
             let entry = Entry::new(self.0.instance, *sequence, vec![waiting.record.clone()]);
             self.0.publisher.append(entry.encode());
         }
     }
+}
+
+/// Ends the work on jobs whose claims are not in the log.
+fn end_what_is_lost(state: &mut State) {
+    let State { held, mine, .. } = state;
+    held.retain(|key, holding| {
+        let is_mine = mine.get(key).is_some_and(|(_, claim)| *claim == holding.claim);
+        if !is_mine {
+            tracing::error!("the ledger no longer holds a claim of a job that runs here; the job is ended");
+            holding.stopper.stop(StopReason::OwnershipLost);
+        }
+        is_mine
+    });
 }
 
 /// A job that another instance has taken over.
@@ -659,5 +681,102 @@ impl Drop for Held {
                 ledger.give_back(&mut state, &job, claim, Reason::Lost);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::publisher::Unpublished;
+    use crate::job::Stop;
+
+    /// A worker's ledger, of which the broker is this test.
+    struct Log {
+        ledger: Ledger,
+        written: Unpublished,
+        next: u64,
+    }
+
+    impl Log {
+        fn new() -> Self {
+            let (publisher, written) = Publisher::that_keeps();
+            let mut log =
+                Self { ledger: Ledger::new("w", Duration::from_secs(60), publisher), written, next: 1 };
+            log.ledger.caught_up();
+            log.append(InstanceId::from_number(7), Record::Renew { name: "x".into(), lease_ms: 60_000 });
+            log
+        }
+
+        /// A record of another worker.
+        fn append(&mut self, instance: InstanceId, record: Record) {
+            self.show(&Entry::new(instance, self.next, vec![record]).encode());
+        }
+
+        fn show(&mut self, body: &[u8]) {
+            self.ledger.take(self.next, body);
+            self.next += 1;
+        }
+
+        /// The worker claims a job; gives it, and what tells it to stop.
+        async fn claim(&mut self, job: &JobId) -> (Held, Stop) {
+            let (stopper, stop) = Stopper::new();
+            let (ledger, job) = (self.ledger.clone(), job.clone());
+            let claiming = tokio::spawn(async move {
+                ledger.claim(&job, Digest::of(b"body"), Terms::Free, Vec::new(), &stopper).await
+            });
+            tokio::task::yield_now().await;
+            let record = self.written.next().unwrap();
+            self.show(&record);
+            (claiming.await.unwrap().unwrap().0, stop)
+        }
+    }
+
+    fn job() -> JobId {
+        JobId::new("j").unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_work_on_a_job_ends_when_its_claim_is_cut_off_from_the_log() {
+        let mut log = Log::new();
+        let (held, stop) = log.claim(&job()).await;
+        log.ledger.forget_before(Position::new(log.next - 1, 0));
+        assert_eq!(stop.reason(), None, "the claim is still there");
+        log.ledger.forget_before(Position::new(log.next, 0));
+        assert_eq!(stop.reason(), Some(StopReason::OwnershipLost));
+        assert!(log.ledger.state().mine.is_empty());
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn anothers_claim_ends_the_work_here_also_when_the_log_no_longer_knows_of_ours() {
+        let mut log = Log::new();
+        let (_held, stop) = log.claim(&job()).await;
+        log.ledger.state().fold.forget_before(Position::new(log.next, 0));
+        let other = InstanceId::from_number(7);
+        log.append(other, Record::Renew { name: "x".into(), lease_ms: 60_000 });
+        let (digest, at) = (Digest::of(b"body"), milliseconds_now());
+        log.append(other, Record::Claim { job: job(), digest, terms: Terms::Free, existing: Vec::new(), at });
+        assert_eq!(stop.reason(), Some(StopReason::OwnershipLost));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_a_broker_has_lost_is_written_again_when_a_later_one_is_read() {
+        let mut log = Log::new();
+        let (held, _stop) = log.claim(&job()).await;
+        let ledger = log.ledger.clone();
+        let settling =
+            tokio::spawn(async move { ledger.settle(held, Ending::Completed, jiff::Timestamp::now()).await });
+        tokio::task::yield_now().await;
+        let lost = log.written.next().unwrap();
+        let later = log.ledger.0.sequence.load(Ordering::Relaxed);
+        log.ledger.come_to(Entry::decode(&lost).unwrap().sequence);
+        assert_eq!(log.written.next(), None, "it is not later than itself");
+        log.ledger.come_to(later);
+        let again = log.written.next().unwrap();
+        assert_eq!(again, lost);
+        log.show(&again);
+        assert_eq!(settling.await.unwrap(), Ok(()));
+        log.ledger.come_to(later);
+        assert_eq!(log.written.next(), None, "it was read");
     }
 }

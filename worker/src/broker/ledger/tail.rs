@@ -35,7 +35,8 @@ const ACKNOWLEDGED_TOGETHER: u32 = 500;
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 /// How often the log tells how far the first reading has got.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// A record that the broker has confirmed, and that does not come while nothing else comes either, will not come.
+/// A record that the broker has confirmed, and that does not come while nothing else comes either, does not come on this
+/// consumer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is looked what the broker has cut off. It cuts off days after they were written.
@@ -62,14 +63,28 @@ enum ReadError {
         "the record at {0} is not the one that was read there: the log is not the one that was read before"
     )]
     Other(u64),
-    #[error("a record that was written does not come: the log is not the one that was read before")]
+    #[error(
+        "the log was cut off up to {first} while it was read from {began} on: something may have been passed over"
+    )]
+    CutMeanwhile { began: u64, first: u64 },
+    #[error("the record at {0} comes once more")]
+    Repeated(u64),
+    #[error("neither what was read last nor what was written since comes")]
     Silent,
+    #[error("a record that was written does not come within {} s", PATIENCE.as_secs())]
+    Stalled,
 }
 
 impl ReadError {
-    /// Whether what has been read is worth anything.
-    fn voids_the_past(&self) -> bool {
-        matches!(self, Self::CutOff { .. } | Self::Other(_) | Self::Silent)
+    /// Whether what has been read before is worth nothing. `was_silent` tells that the log has been silent before, and has not
+    /// shown since that it is the same: a broker may be slow once, but a log that is shorter than the one that was read stays
+    /// silent.
+    fn voids_the_past(&self, was_silent: bool) -> bool {
+        match self {
+            Self::CutOff { .. } | Self::CutMeanwhile { .. } | Self::Other(_) => true,
+            Self::Silent => was_silent,
+            Self::Broker(_) | Self::Ended | Self::NoAnswer | Self::Repeated(_) | Self::Stalled => false,
+        }
     }
 }
 
@@ -78,6 +93,7 @@ pub async fn follow(ledger: Ledger, mut sessions: watch::Receiver<Option<Session
     let mut backoff = Backoff::default();
     // Whoever has to read anew what he has read before trusts nothing but the log itself.
     let mut is_first = true;
+    let mut was_silent = false;
     loop {
         let session = match sessions.wait_for(Option::is_some).await {
             Ok(session) => session.clone(),
@@ -94,14 +110,16 @@ pub async fn follow(ledger: Ledger, mut sessions: watch::Receiver<Option<Session
             }
         }
         is_first = false;
-        let Err(error) = read(&ledger, &session, &mut backoff).await;
-        if error.voids_the_past() {
+        let Err(error) = read(&ledger, &session, &mut backoff, &mut was_silent).await;
+        if error.voids_the_past(was_silent) {
             tracing::error!(
                 %error,
                 "the ledger is read from its start; jobs that ended in the part that is gone are no longer known"
             );
             ledger.begin_again();
+            was_silent = false;
         } else {
+            was_silent |= matches!(error, ReadError::Silent);
             tracing::warn!(%error, generation = session.generation, "the ledger cannot be read; trying again");
         }
         if is_missing(&error)
@@ -123,33 +141,57 @@ fn is_missing(error: &ReadError) -> bool {
 
 /// The renewal by which a reading knows that it has come to the present.
 struct Mark {
+    /// Its number among the records of this instance.
+    sequence: u64,
     written: oneshot::Receiver<()>,
     read: oneshot::Receiver<super::Effect>,
     is_written: bool,
     is_read: bool,
 }
 
+/// Reads on from where the last reading ended. `was_silent` is taken back when the log shows that it is the same.
 async fn read(
     ledger: &Ledger,
     session: &Session,
     backoff: &mut Backoff,
+    was_silent: &mut bool,
 ) -> Result<std::convert::Infallible, ReadError> {
     let mut before = ledger.state().last.clone();
     let from = before.as_ref().map(|last| last.offset);
     let opened = tokio::time::timeout(OPENING, open(session, from)).await;
     let (channel, mut consumer, kept) = opened.map_err(|_| ReadError::NoAnswer)??;
     if from.is_none() {
-        ledger.append_again();
+        ledger.append_all_again();
     }
     let mut mark = ledger.mark();
     let mut unacknowledged = Unacknowledged::default();
     let mut records = 0_u64;
     let (mut heard, mut told) = (Instant::now(), Instant::now());
+    let mut reached = from;
+    let mut began = from;
+    // Asked once the present is reached. A reader in the oldest part of a stream is carried on, without a word, to the first
+    // record that is left; and what was cut off before this reading is to be forgotten before anybody trusts the rest.
+    let start = async { tokio::time::timeout(PATIENCE, first(session)).await };
+    tokio::pin!(start);
+    let mut is_present = false;
     loop {
         let delivery = tokio::select! {
             biased;
             () = unacknowledged.due() => {
                 unacknowledged.acknowledge().await?;
+                continue;
+            }
+            start = &mut start, if mark.is_read && !is_present => {
+                let start = start.unwrap_or(Ok(None));
+                if let (Some(began), Ok(Some(first))) = (began, &start)
+                    && *first > began
+                {
+                    return Err(ReadError::CutMeanwhile { began, first: *first });
+                }
+                ledger.forget_what_is_cut_off(start);
+                is_present = true;
+                backoff.succeeded();
+                ledger.caught_up();
                 continue;
             }
             delivery = next(&mut consumer, &channel) => delivery.ok_or(ReadError::Ended)??,
@@ -159,7 +201,7 @@ async fn read(
                 continue;
             }
             () = tokio::time::sleep_until(heard + PATIENCE), if mark.is_written && !mark.is_read => {
-                return Err(ReadError::Silent);
+                return Err(if before.is_some() { ReadError::Silent } else { ReadError::Stalled });
             }
         };
         heard = Instant::now();
@@ -170,15 +212,21 @@ async fn read(
         unacknowledged.add(delivery.acker);
         if let Some(last) = before.take() {
             last.is_at(offset, &delivery.data)?;
+            *was_silent = false;
             continue;
         }
+        // A replica that was behind may begin somewhere else. Taken twice, a record would spoil what is known.
+        if reached.is_some_and(|reached| offset <= reached) {
+            return Err(ReadError::Repeated(offset));
+        }
+        reached = Some(offset);
+        began.get_or_insert(offset);
         ledger.take(offset, &delivery.data);
         records += 1;
         if !mark.is_read {
             if mark.read.try_recv().is_ok() {
                 mark.is_read = true;
-                backoff.succeeded();
-                ledger.caught_up();
+                ledger.come_to(mark.sequence);
             } else if told.elapsed() >= PROGRESS {
                 told = Instant::now();
                 tracing::info!(records, kept, "reading the ledger");
@@ -193,14 +241,8 @@ pub async fn keep_forgetting(ledger: Ledger, sessions: watch::Receiver<Option<Se
         tokio::time::sleep(FORGETTING).await;
         let session = sessions.borrow().clone();
         let Some(session) = session else { continue };
-        match tokio::time::timeout(FIRST_PATIENCE, first(&session)).await {
-            Ok(Ok(Some(offset))) => {
-                let (open, settled) = ledger.forget_before(Position::new(offset, 0));
-                tracing::debug!(offset, open, settled, "what is no longer in the ledger is forgotten");
-            }
-            Ok(Err(error)) => tracing::debug!(%error, "the start of the ledger could not be found out"),
-            Ok(Ok(None)) | Err(_) => {}
-        }
+        let first = tokio::time::timeout(FIRST_PATIENCE, first(&session)).await;
+        ledger.forget_what_is_cut_off(first.unwrap_or(Ok(None)));
     }
 }
 
@@ -304,6 +346,18 @@ pub fn offset(delivery: &Delivery) -> Option<u64> {
 }
 
 impl Ledger {
+    /// Forgets what lies before the first message that the stream still has, where that could be found out.
+    fn forget_what_is_cut_off(&self, first: Result<Option<u64>, lapin::Error>) {
+        match first {
+            Ok(Some(offset)) => {
+                let (open, settled) = self.forget_before(Position::new(offset, 0));
+                tracing::debug!(offset, open, settled, "what is no longer in the ledger is forgotten");
+            }
+            Ok(None) => tracing::debug!("the broker did not show the start of the ledger"),
+            Err(error) => tracing::debug!(%error, "the start of the ledger could not be found out"),
+        }
+    }
+
     /// Writes a renewal that tells when it is written and when it is read.
     fn mark(&self) -> Mark {
         let (tell, read) = oneshot::channel();
@@ -311,7 +365,32 @@ impl Ledger {
             let mut state = self.state();
             self.enlist(&mut state, self.renewal(), Some(tell), None)
         };
+        let sequence = entry.sequence;
         let written = self.0.publisher.append_and_tell(entry.encode());
-        Mark { written, read, is_written: false, is_read: false }
+        Mark { sequence, written, read, is_written: false, is_read: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_void_at_another_log_and_at_a_silence_only_when_it_comes_again() {
+        let cut_off = ReadError::CutOff { expected: 7, found: 9 };
+        let meanwhile = ReadError::CutMeanwhile { began: 7, first: 9 };
+        for (error, at_first, after_a_silence) in [
+            (cut_off, true, true),
+            (meanwhile, true, true),
+            (ReadError::Other(7), true, true),
+            (ReadError::Silent, false, true),
+            (ReadError::Stalled, false, false),
+            (ReadError::Repeated(7), false, false),
+            (ReadError::NoAnswer, false, false),
+            (ReadError::Ended, false, false),
+        ] {
+            let voids = (error.voids_the_past(false), error.voids_the_past(true));
+            assert_eq!(voids, (at_first, after_a_silence), "{error}");
+        }
     }
 }
