@@ -1,11 +1,14 @@
 //! Who has a job: through cut wires, killed and stopped workers, and publications that come again.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lapin::options::BasicGetOptions;
 use nix::sys::signal::Signal;
-use spark_runtime_protocol::event::{EventKind, FailureClass};
-use spark_runtime_protocol::topology::Shape;
+use serde_json::json;
+use spark_runtime_protocol::connect::Endpoint;
+use spark_runtime_protocol::event::{Event, EventKind, FailureClass};
+use spark_runtime_protocol::topology::{JOBS_QUEUE, Shape};
 use spark_runtime_tests::broker::{Ready, Vhost};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::{Worker, children_of, hangs};
@@ -93,7 +96,7 @@ async fn a_dead_workers_jobs_are_released_by_its_guard_long_before_the_lease() {
     hangs(&counter).await;
     let second = Worker::start(&uri, &[RETRY]);
     second.logged("the ledger has been read").await;
-    let killed = std::time::Instant::now();
+    let killed = Instant::now();
     first.signal(Signal::SIGKILL);
     let end = place.end_of("k").await;
     assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
@@ -122,6 +125,10 @@ async fn a_lost_machines_jobs_are_taken_over_after_the_lease_and_not_before() {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(guard), Signal::SIGKILL);
     }
     first.signal(Signal::SIGKILL);
+    let killed = Instant::now();
+    until("the second run", async || (runs(&journal).0 == 2).then_some(())).await;
+    let after = killed.elapsed();
+    assert!(after >= Duration::from_secs(3), "it was taken over after {after:?}");
     let end = place.end_of("m").await;
     assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 2));
     assert_eq!(runs(&journal), (2, false));
@@ -164,18 +171,22 @@ async fn a_stopped_workers_jobs_are_ended_before_another_one_runs_them() {
 }
 
 #[tokio::test]
-async fn a_job_that_is_published_many_times_runs_once_and_each_publication_is_answered() {
+async fn a_job_that_is_published_a_thousand_times_runs_once_and_each_publication_is_answered() {
     let mut place = ready().await;
     let uri = place.vhost.uri();
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal");
+    // Whoever listens hears each event once: the answers are counted where they arrive.
+    place.vhost.http("PUT", "/api/queues/{}/answers", Some(&json!({"durable": true})));
+    let binding = json!({"routing_key": "job.d.completed"});
+    place.vhost.http("POST", "/api/bindings/{}/e/spark.results/q/answers", Some(&binding));
     let workers = [Worker::start(&uri, &SETTINGS), Worker::start(&uri, &SETTINGS)];
     let body = text("d", &[&format!("journal {}", journal.display()), "sleep 1"]);
     for _ in 0..100 {
         place.publish("d", body.clone()).await;
     }
     let end = place.end_of("d").await;
-    for _ in 0..100 {
+    for _ in 0..900 {
         place.publish("d", body.clone()).await;
     }
     for queue in ["spark.jobs", "spark.delay.3000ms"] {
@@ -184,6 +195,8 @@ async fn a_job_that_is_published_many_times_runs_once_and_each_publication_is_an
     place.queue_has("spark.jobs", 0).await;
     assert_eq!(end.data.attempt, 1);
     assert_eq!(runs(&journal), (1, false));
+    // Publications that waited while it ran are answered as well.
+    until("an answer to each", async || (place.vhost.messages("answers") >= 1000).then_some(())).await;
     drop(workers);
 }
 
@@ -204,9 +217,26 @@ async fn another_body_under_the_same_id_is_answered_by_a_conflict_and_disturbs_n
     std::fs::write(&gate, "").unwrap();
     assert_eq!(place.end_of("c").await.kind(), Some(EventKind::Completed));
     place.queue_has("spark.dead", 1).await;
+    place.seen.clear();
     place.publish("c", text("c", &["fail ValueError third"])).await;
-    place.queue_has("spark.dead", 2).await;
+    let conflict = place.heard("c", &[EventKind::Conflict]).await;
+    assert_eq!(conflict.data.digests.unwrap().first, digests.first);
+    // So is the job's own document, as others have written its end into it.
+    let mut ended = spark_runtime_tests::jobs::job("c", &[]);
+    ended["jobStatus"] = json!("COMPLETE");
+    place.publish("c", ended.to_string()).await;
+    place.queue_has("spark.dead", 3).await;
     place.queue_has("spark.jobs", 0).await;
+    place.publish("after", text("after", &["complete"])).await;
+    place.end_of("after").await;
+    let words: Vec<_> = place.seen.iter().filter_map(|event| event.data.message.as_deref()).collect();
+    assert!(
+        words.iter().any(|words| words.contains("/jobStatus") && words.contains("COMPLETE")),
+        "{words:#?}"
+    );
+    let is_end =
+        |event: &&Event| event.subject.as_str() == "c" && event.kind().is_some_and(EventKind::is_terminal);
+    assert_eq!(place.seen.iter().filter(is_end).count(), 0, "{:#?}", place.story("c"));
 }
 
 #[tokio::test]
@@ -235,8 +265,35 @@ async fn a_job_that_kills_every_worker_ends_as_lost_after_its_attempts() {
     drop(folder);
 }
 
+#[tokio::test]
+async fn a_job_that_no_worker_gets_to_look_at_ends_as_lost_at_the_queues_delivery_limit() {
+    let mut place = ready().await;
+    let uri = place.vhost.uri();
+    place.publish("l", text("l", &["complete"])).await;
+    let connection = Endpoint::new(&uri, Duration::from_secs(30)).unwrap().connect("loser").await.unwrap();
+    let mut lost = 0;
+    loop {
+        let channel = connection.create_channel().await.unwrap();
+        let got = channel.basic_get(JOBS_QUEUE.into(), BasicGetOptions::default()).await.unwrap();
+        channel.close(200, "lost".into()).await.unwrap();
+        match got {
+            Some(_) => lost += 1,
+            None if place.vhost.messages("spark.expelled") == 1 => break,
+            None => {}
+        }
+        assert!(lost <= 1100, "it was lost {lost} times");
+    }
+    assert!(lost >= 1000, "it was lost {lost} times");
+    let _worker = Worker::start(&uri, &SETTINGS);
+    let failure = place.end_of("l").await.data.failure.unwrap();
+    assert_eq!(failure.class, FailureClass::Lost);
+    assert!(failure.message.contains("up to the queue's delivery limit"), "{}", failure.message);
+    place.queue_has("spark.dead", 1).await;
+    place.queue_has("spark.expelled", 0).await;
+}
+
 /// At each place in the life of a job, what it does there, and whether the job has ended by then.
-const PLACES: [(&str, &[&str]); 9] = [
+const PLACES: [(&str, &[&str]); 11] = [
     ("after-claim", &[]),
     ("after-stage", &[]),
     ("after-spawn", &[]),
@@ -245,18 +302,25 @@ const PLACES: [(&str, &[&str]); 9] = [
     ("after-settle", &[]),
     ("before-event", &[]),
     ("before-ack", &[]),
-    ("after-release", &["report no JSON at all"]),
+    ("before-release", UNREADABLE),
+    ("after-release", UNREADABLE),
+    // On the way to another attempt.
+    ("before-ack", UNREADABLE),
 ];
+
+/// After this there is another attempt.
+const UNREADABLE: &[&str] = &["report no JSON at all"];
 
 #[tokio::test]
 async fn wherever_a_worker_dies_its_job_ends_once() {
     let mut place = ready().await;
     let uri = place.vhost.uri();
     let folder = tempfile::tempdir().unwrap();
-    for (name, directives) in PLACES {
+    for (number, (place_of_death, directives)) in PLACES.into_iter().enumerate() {
+        let name = &format!("{place_of_death}-{number}");
         let journal = folder.path().join(name);
         let counter = folder.path().join(format!("{name}-counter"));
-        let mut first = Worker::start_to_die_at(&uri, &SETTINGS, name);
+        let mut first = Worker::start_to_die_at(&uri, &SETTINGS, place_of_death);
         let mut all = vec![format!("journal {}", journal.display())];
         all.extend(directives.iter().map(|directive| format!("times 1 {} {directive}", counter.display())));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -271,7 +335,8 @@ async fn wherever_a_worker_dies_its_job_ends_once() {
         let (starts, overlap) = runs(&journal);
         assert!(!overlap && (1..=2).contains(&starts), "{name}: {starts} runs");
         // What was settled is not run again, and only told again.
-        let is_settled = ["after-settle", "before-event", "before-ack"].contains(&name);
+        let is_settled =
+            ["after-settle", "before-event", "before-ack"].contains(&place_of_death) && directives.is_empty();
         if is_settled {
             assert_eq!((starts, end.data.attempt), (1, 1), "{name}");
         }
@@ -365,7 +430,7 @@ async fn what_is_none_of_the_ledgers_is_skipped_and_never_a_claim() {
 
     let mut place = ready().await;
     let uri = place.vhost.uri();
-    let endpoint = spark_runtime_protocol::connect::Endpoint::new(&uri, Duration::from_secs(10)).unwrap();
+    let endpoint = Endpoint::new(&uri, Duration::from_secs(10)).unwrap();
     let connection = endpoint.connect("test ledger").await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();

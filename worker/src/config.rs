@@ -334,8 +334,8 @@ pub static SETTINGS: &[Setting] = &[
         "60s",
         "For how long a worker may be cut off from the broker and still keep its running jobs. Shorter: a job whose \
          machine is lost starts again sooner. Longer: a broker that is away for longer costs no running job. A worker ends its \
-         jobs a tenth earlier, so that no other one can have started them. All workers of a service need the same, and `spark-runtime \
-         topology declare` after a change.",
+         jobs a tenth earlier, so that no other one can have started them. Workers may differ while it is \
+         changed; run `spark-runtime topology declare` with the new one first.",
     ),
     setting(
         "ledger.retention",

@@ -29,7 +29,7 @@ use crate::job::command::Commands;
 use crate::job::load::Load;
 use crate::job::resolve::{repositories_folder, runtimes_folder};
 use crate::job::settle::Desk;
-use crate::job::{Announce, Context, kept_folder};
+use crate::job::{Announce, Context, in_words, kept_folder};
 use crate::repository::Repositories;
 use crate::runtimes::Runtimes;
 use crate::runtimes::listed::ListedError;
@@ -293,7 +293,15 @@ pub async fn serve(settings: Settings, leaving: watch::Receiver<Leaving>) -> Res
         tracing::warn!(%error, "jobs will fail until this is mended");
     }
     let running = or_processors(settings.worker.max_running);
-    tracing::info!(worker, %endpoint, running, directory = %home.path.display(), "the worker is there");
+    tracing::info!(
+        worker,
+        %endpoint,
+        running,
+        lease = in_words(settings.ledger.lease),
+        retention = in_words(settings.ledger.retention),
+        directory = %home.path.display(),
+        "the worker is there"
+    );
 
     let (sessions, session) = watch::channel(None);
     let topology = Topology::new(&settings.shape());

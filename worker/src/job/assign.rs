@@ -131,7 +131,7 @@ impl Assigner {
         let Assignment { message, mut stop, stopper, hold } = assignment;
         let Some((message, mut candidate)) = self.read(message).await else { return Settled::Leave };
         if stop.reason() > Some(StopReason::Cancel) {
-            self.desk.publisher.give_back(&message, 1).await;
+            self.desk.publisher.give_back_unclaimed(&message).await;
             return Settled::Acknowledge;
         }
         if let Ok(job) = &candidate.content
@@ -143,7 +143,7 @@ impl Assigner {
                 biased;
                 seen = outputs::look(&self.context, job, elsewhere) => seen,
                 _ = stop.stronger(Some(StopReason::Cancel)) => {
-                    self.desk.publisher.give_back(&message, 1).await;
+                    self.desk.publisher.give_back_unclaimed(&message).await;
                     return Settled::Acknowledge;
                 }
             };
@@ -157,7 +157,7 @@ impl Assigner {
                 // A claim that is decided counts, also when the worker is told to leave at the same time.
                 ownership = asked => ownership,
                 _ = stop.stronger(Some(StopReason::Cancel)) => {
-                    self.desk.publisher.give_back(&message, 1).await;
+                    self.desk.publisher.give_back_unclaimed(&message).await;
                     return Settled::Acknowledge;
                 }
             };
@@ -194,15 +194,14 @@ impl Assigner {
                         () = repeat(&self.desk, &candidate.claim, &settled, &message) => {}
                         // The history may take its time; another worker can look as well.
                         _ = stop.stronger(Some(StopReason::Cancel)) => {
-                            self.desk.publisher.give_back(&message, 1).await;
+                            self.desk.publisher.give_back_unclaimed(&message).await;
                         }
                     }
                     return Settled::Acknowledge;
                 }
                 Ownership::Conflict(first) => {
                     tracing::warn!(job_id = %candidate.claim.job, %first, "there is another job under this id");
-                    let this = candidate.digest;
-                    conflict(&self.context, &self.desk, &candidate.claim, first, this, &message).await;
+                    conflict(&self.context, &self.desk, &candidate, first, &message).await;
                     return Settled::Acknowledge;
                 }
             }

@@ -16,6 +16,7 @@ use spark_runtime_protocol::event::{
 };
 use spark_runtime_protocol::json::Fault;
 
+use super::claim::Candidate;
 use super::resolve::next_offer;
 use super::submit::{identity, plain};
 use super::{Attempt, Claim, Context, Course, End, in_words};
@@ -323,15 +324,21 @@ fn forgotten(claim: &Claim, settled: &SettledJob) -> Event {
 pub async fn conflict(
     context: &Context,
     desk: &Desk,
-    claim: &Claim,
+    candidate: &Candidate,
     first: Digest,
-    this: Digest,
     message: &Message,
 ) {
-    let words = format!(
+    let Candidate { claim, digest: this, content } = candidate;
+    let mut words = format!(
         "the id belongs to a job with another body (SHA-256 {first}..., this one has {this}...); publish this one under an id \
          of its own"
     );
+    if let Err(faults) = content {
+        // All that is to be mended, at once.
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        words.push_str("; it could not be run there either: ");
+        words.push_str(&faults.join("; "));
+    }
     let burial = Burial {
         class: FailureClass::Invalid,
         words: &words,
