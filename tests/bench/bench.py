@@ -7,6 +7,7 @@
     staging      memory of `spark-runtime run` with a FILE asset of 100 MB
     log          memory of a worker and its guard over a job that prints 50 MB
     upload       memory of a worker over a training job that leaves 1 GB in outputDir, for a folder and for S3
+    claims       what a job's claim and its settlement take on an idle broker
     ledger       the start of a worker that finds a million records in the ledger
     records      records per second of a function that takes 200 us, on two cores against one plain process
     contract     what a record costs on top of a plain loop, without and with a schema
@@ -681,6 +682,13 @@ class Bench(ClusterMeasurements, RecordMeasurements):
 
     # ---- the ledger
 
+    def claims(self):
+        arguments = [self.options.round_trips, self.broker.uri, "1000"]
+        measured = json.loads(subprocess.run(arguments, capture_output=True, check=True, text=True).stdout)
+        claim, settle, both = (measured[name] / 1000 for name in ("claim", "settle", "both"))
+        parts = f"{claim:.1f} + {settle:.1f} ms"
+        self.table.add("claim and settlement, read back: p50 of 1000", parts, "", f"{both:.1f} ms", "4 ms", both <= 4)
+
     def ledger(self):
         """The start of a worker that finds a million records, half a million jobs that have ended.
 
@@ -758,13 +766,13 @@ class Bench(ClusterMeasurements, RecordMeasurements):
 # Jobs that are claimed before they are settled when a ledger is filled.
 FILLED_TOGETHER = 2000
 
-MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "ledger"]
+MEASUREMENTS = ["run", "publish", "throughput", "idle", "staging", "log", "upload", "claims", "ledger"]
 MEASUREMENTS += ["records", "contract", "small", "large", "runtimes", "overhead", "adoption", "followed"]
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("program", "fake", "true", "alone", "broker", "spark-home", "spark-python", "weed"):
+    for name in ("program", "fake", "true", "alone", "round-trips", "broker", "spark-home", "spark-python", "weed"):
         parser.add_argument(f"--{name}", required=True, type=lambda text: str(Path(text).absolute()))
     parser.add_argument("--only", default=",".join(MEASUREMENTS), help="some of the names above, with commas")
     parser.add_argument("--rounds", type=int, default=5, help="rounds against Celery")

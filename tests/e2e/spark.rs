@@ -11,7 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use spark_runtime_protocol::event::{EventKind, FailureClass, JobResult};
-use spark_runtime_tests::broker::Vhost;
+use spark_runtime_protocol::topology::Shape;
+use spark_runtime_tests::broker::{Vhost, usual};
 use spark_runtime_tests::jobs::assets;
 use spark_runtime_tests::program::{Worker, binary, children_of, processes_below};
 use spark_runtime_tests::repository::Repository;
@@ -175,6 +176,108 @@ async fn whoever_is_killed_and_whenever_nothing_of_a_real_spark_is_left() {
         drop(worker);
         place.vhost.http("DELETE", "/api/queues/{}/spark.jobs/contents", None);
     }
+}
+
+/// How many jobs, kills and workers there are: some, or what `SPARK_RUNTIME_TEST_REAL` says, as `50,10,4`.
+fn beaten_size() -> (usize, usize, usize) {
+    let said = std::env::var("SPARK_RUNTIME_TEST_REAL").unwrap_or_else(|_| "5,2,2".to_owned());
+    let numbers: Vec<usize> = said.split(',').map(|number| number.parse().unwrap()).collect();
+    (numbers[0], numbers[1], numbers[2])
+}
+
+/// Says all the while that it is there, each time with one write to a file that is only ever appended to.
+const BEATING: &str = r#"
+import os, threading
+from pyspark.sql import SparkSession
+
+def say(word):
+    file = os.open("JOURNAL", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, ("%s %d\n" % (word, os.getpid())).encode())
+    os.close(file)
+
+def beat(over):
+    while not over.wait(0.02):
+        say("beat")
+
+def score(inputs, outputs, attachments):
+    say("start")
+    over = threading.Event()
+    beating = threading.Thread(target=beat, args=(over,))
+    beating.start()
+    spark = SparkSession.builder.getOrCreate()
+    assert spark.range(100000).selectExpr("sum(id)").first()[0] == 4999950000
+    over.wait(2)
+    over.set()
+    beating.join()
+    say("end")
+"#;
+
+#[tokio::test]
+async fn jobs_of_a_real_spark_under_kills_come_to_one_end_each_and_never_run_twice_at_once() {
+    let (jobs, kills, count) = beaten_size();
+    let parts = Parts::take().await;
+    let shape = Shape { lease: Duration::from_secs(10), ..usual(&DELAYS) };
+    let mut place = Vhost::ready_for(&shape).await;
+    let journals = tempfile::tempdir().unwrap();
+    let journal = |id: &str| std::fs::read_to_string(journals.path().join(id)).unwrap_or_default();
+    let ids: Vec<String> = (0..jobs).map(|number| format!("beaten-{number}")).collect();
+    for id in &ids {
+        let source = BEATING.replace("JOURNAL", journals.path().join(id).to_str().unwrap());
+        place.publish(id, spark_job(id, &source).to_string()).await;
+    }
+    let uri = place.vhost.uri();
+    let settings = ["ledger.lease=10s", "worker.max_running=1", "retry.max_attempts=50"];
+    let mut workers: Vec<Worker> = (0..count).map(|_| parts.worker(&uri, &settings)).collect();
+    let ended = || ids.iter().filter(|id| journal(id).contains("end")).count();
+    let mut dead = Vec::new();
+    for number in 0..kills {
+        // The next blow falls when another part of the jobs has ended, and on whoever runs something.
+        for due in ended()..=jobs * number / kills {
+            until("another end", async || (ended() >= due).then_some(())).await;
+        }
+        let turn = number % count;
+        until("a driver", async || (!workers[turn].processes().is_empty()).then_some(())).await;
+        let guards = children_of(workers[turn].pid());
+        let dying = match number % 3 {
+            0 => vec![workers[turn].pid()],
+            1 => [vec![workers[turn].pid()], guards].concat(),
+            _ => guards,
+        };
+        for pid in dying {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if number % 3 < 2 {
+            let next = parts.worker(&uri, &settings);
+            dead.push(std::mem::replace(&mut workers[turn], next));
+        }
+    }
+    let mut runs = 0;
+    for id in &ids {
+        let end = place.end_of(id).await;
+        assert_eq!(end.kind(), Some(EventKind::Completed), "{id}: {end:#?}");
+        let text = journal(id);
+        let mut running = "";
+        for (word, pid) in text.lines().filter_map(|line| line.split_once(' ')) {
+            if word == "start" {
+                (running, runs) = (pid, runs + 1);
+            }
+            assert_eq!(pid, running, "{id}: {word} of a run that is over:\n{text}");
+        }
+        assert!(text.contains("end"), "{id} is told as completed: {text}");
+    }
+    place.queue_has("spark.jobs", 0).await;
+    for id in &ids {
+        let all = place.seen.iter().filter(|event| event.subject.as_str() == id.as_str());
+        let mut ends: Vec<_> = all.filter(|event| event.kind().is_some_and(EventKind::is_terminal)).collect();
+        ends.dedup();
+        assert_eq!(ends.len(), 1, "{id}");
+    }
+    for worker in &dead {
+        worker.nothing_left().await;
+    }
+    println!(
+        "real Spark: {jobs} jobs, {count} workers, {kills} kills: {runs} runs, none beside another, {jobs} ends"
+    );
 }
 
 #[tokio::test]
