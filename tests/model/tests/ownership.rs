@@ -76,6 +76,38 @@ fn workers_that_take_two_deliveries_at_a_time_and_are_started_again_keep_the_pro
     });
 }
 
+/// Two things that go wrong one after the other, and what they come to. They are explored as far as so many states: the whole
+/// takes hours, and is explored by hand (`model --faults 2`).
+#[test]
+fn two_faults_in_a_row_break_no_promise() {
+    let pairs: [(&'static [Fault], &'static [Reached]); 4] = [
+        // What a worker has sent arrives after its death.
+        (&[Fault::Hold, Fault::LostMachine], &[Reached::LateClaim, Reached::TakeOver]),
+        (&[Fault::Hold, Fault::PublishAgain], &[Reached::RefusedTakeOver, Reached::Fenced]),
+        (&[Fault::Pause, Fault::Reset], &[Reached::RefusedSettle, Reached::Fenced]),
+        (&[Fault::PublishAgain, Fault::Cancel], &[Reached::Cancelled, Reached::Repeated]),
+    ];
+    for (kinds, reached) in pairs {
+        let scope = Scope { kinds, reached, ..TWO_FAULTS };
+        let checker = scope
+            .clone()
+            .checker()
+            .threads(2)
+            .target_state_count(2_000_000)
+            .finish_when(HasDiscoveries::AnyFailures)
+            .spawn_bfs()
+            .join();
+        println!("{kinds:?}: {} states, {} steps deep", checker.unique_state_count(), checker.max_depth());
+        for property in scope.properties() {
+            match (checker.discovery(property.name), property.expectation.discovery_is_failure()) {
+                (Some(path), true) => panic!("{kinds:?}:\n{}\nbroken: {}", told(path), property.name),
+                (None, false) => panic!("{kinds:?}: never come by: {}", property.name),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Without this, a run that goes round in circles for ever would not be seen: it never comes to rest.
 #[test]
 fn every_run_comes_to_rest() {

@@ -303,11 +303,6 @@ impl Storage {
     /// # Errors
     /// None.
     #[cfg(not(feature = "hdfs"))]
-    #[expect(
-        clippy::unused_self,
-        clippy::unnecessary_wraps,
-        reason = "as the one that reads the configuration"
-    )]
     pub fn default_file_system(&self) -> Result<Option<String>, String> {
         Ok(None)
     }
