@@ -184,13 +184,14 @@ impl Message {
         self.copied(headers)
     }
 
-    /// The properties of a copy that nobody has claimed. Its `expiration` counts anew.
+    /// The properties of a copy of a job that this worker has not claimed. Its `expiration` counts anew; where somebody had
+    /// the delivery before, the wait for a first worker may be over, and no end may say that it was in vain.
     #[must_use]
     pub fn for_first_attempt(&self) -> BasicProperties {
         let properties = self.for_attempt(1);
         match self.properties.expiration() {
-            Some(expiration) => properties.with_expiration(expiration.clone()),
-            None => properties,
+            Some(expiration) if !self.came_back() => properties.with_expiration(expiration.clone()),
+            _ => properties,
         }
     }
 
@@ -387,6 +388,8 @@ mod tests {
         for copied in [message.for_attempt(2), message.for_replay()] {
             assert_eq!(copied.expiration(), &None);
         }
+        message.redelivered = true;
+        assert_eq!(message.for_first_attempt().expiration(), &None);
     }
 
     #[test]
