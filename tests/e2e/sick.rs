@@ -16,13 +16,16 @@ use spark_runtime_protocol::client::Topic;
 use spark_runtime_protocol::connect::Endpoint;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
 use spark_runtime_protocol::topology::{
-    LEDGER_EXCHANGE, LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER,
+    LEDGER_EXCHANGE, LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER, delay_queue,
 };
 use spark_runtime_tests::broker::{Broker, Ready, Vhost, usual};
 use spark_runtime_tests::jobs::text;
 use spark_runtime_tests::program::Worker;
 use spark_runtime_tests::until;
 use spark_runtime_tests::wire::Wire;
+use spark_runtime_worker::broker::message::Message;
+use spark_runtime_worker::broker::publisher::Publisher;
+use tokio::task::JoinSet;
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
@@ -184,6 +187,42 @@ async fn queues_for_waiting_and_for_the_dead_that_are_deleted_are_there_again_an
     place.queue_has("spark.dead", 1).await;
     place.queue_has("spark.jobs", 0).await;
     worker.logged(DECLARED).await;
+}
+
+/// The broker says neither number nor place of a message that it returns, and confirms many at once.
+#[tokio::test]
+async fn what_no_queue_takes_is_never_told_as_taken_whatever_is_published_with_it() {
+    const ROUNDS: u64 = 100;
+    const EACH: u64 = 4;
+    let delay = Duration::from_secs(3600);
+    let place = Vhost::ready(&[delay]).await;
+    let queue = delay_queue(delay);
+    place.vhost.http("DELETE", &format!("/api/queues/{{}}/{queue}"), None);
+    let endpoint = Endpoint::new(&place.vhost.uri(), Duration::from_secs(10)).unwrap();
+    let patience = Duration::from_secs(60);
+    let (publisher, _lanes) = Publisher::new(&endpoint, "test publish".to_owned(), patience).unwrap();
+    let (mut put_off, mut others) = (JoinSet::new(), JoinSet::new());
+    for round in 0..ROUNDS {
+        for number in 0..EACH * 8 {
+            let publisher = publisher.clone();
+            let message =
+                Message::new(format!("{round} {number}").into_bytes(), BasicProperties::default(), false);
+            match number % 8 {
+                3 => drop(put_off.spawn(async move { publisher.delay(&message, delay, 1).await })),
+                6 => drop(others.spawn(async move { publisher.give_back(&message, 1).await })),
+                // Nobody needs to listen to an answer. Some of these are in one lane with the two above.
+                _ => drop(others.spawn(async move {
+                    publisher.answer(&format!("nobody-{number}"), None, b"{}".to_vec()).await;
+                })),
+            }
+        }
+        while others.join_next().await.is_some() {}
+        assert!(put_off.try_join_next().is_none(), "round {round}: told as taken, and no queue is there");
+    }
+    place.vhost.declare(&usual(&[delay])).await;
+    while put_off.join_next().await.is_some() {}
+    place.queue_has(&queue, ROUNDS * EACH).await;
+    place.queue_has("spark.jobs", ROUNDS * EACH).await;
 }
 
 #[tokio::test]

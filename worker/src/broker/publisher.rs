@@ -7,14 +7,17 @@
 //! This module must not know what the messages mean.
 
 use std::collections::VecDeque;
+use std::future::{pending, poll_fn};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use deadpool::managed::{self, Object, Pool, RecycleResult};
-use futures_util::{Stream, StreamExt};
-use lapin::message::Delivery;
+use futures_util::future::{MaybeDone, maybe_done};
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{
@@ -28,6 +31,7 @@ use spark_runtime_protocol::topology::{
     CHECKPOINTS_EXCHANGE, DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY,
     LEDGER_EXCHANGE, RESULTS_EXCHANGE, delay_queue,
 };
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -49,6 +53,13 @@ const CHECKPOINT_LANE: usize = LANES + 1;
 const DEFAULT_EXCHANGE: &str = "";
 /// How many messages of a lane may wait for their confirmation.
 const IN_FLIGHT: usize = 512;
+/// How many are given to the connection at once.
+const AT_ONCE: usize = 16;
+/// How many bytes of them, but for the last: the connection copies what it is given.
+const BYTES_AT_ONCE: usize = 64 * 1024;
+/// How long an event that nobody waits for may wait for company. A message costs the broker and the connection less the
+/// more of them go together, and most of what a short job says is such events.
+const COMPANY: Duration = Duration::from_millis(5);
 /// How long a message waits that the broker would not take.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often an event is offered to a subscriber whose queue refuses it. All others have it by then, each time again.
@@ -126,6 +137,7 @@ async fn tell_of_alarms(events: impl Stream<Item = Happening>) {
 }
 
 /// A message on its way.
+#[derive(Default)]
 struct Letter {
     exchange: &'static str,
     key: String,
@@ -137,6 +149,8 @@ struct Letter {
     refusals: u32,
     /// Told when the broker has it. When nobody listens any more, the message is not wanted any more.
     confirmed: Option<oneshot::Sender<()>>,
+    /// It may wait for [`COMPANY`].
+    in_no_hurry: bool,
 }
 
 impl Letter {
@@ -196,7 +210,8 @@ impl Publisher {
             let (sender, letters) = mpsc::unbounded_channel();
             let again = sender.downgrade();
             let (pool, missing) = (pool.clone(), missing.clone());
-            tasks.spawn(Lane { pool, letters, again, missing, unsent: VecDeque::new(), patience }.work());
+            let unsent = VecDeque::new();
+            tasks.spawn(Lane { pool, letters, again, missing, unsent, is_closed: false, patience }.work());
             sender
         });
         let lanes = Arc::new(lanes.collect());
@@ -251,8 +266,7 @@ impl Publisher {
         properties: BasicProperties,
     ) {
         let lane = lane_of(&key);
-        let letter =
-            Letter { exchange, key, mandatory: true, payload, properties, refusals: 0, confirmed: None };
+        let letter = Letter { exchange, key, mandatory: true, payload, properties, ..Letter::default() };
         self.confirmed(lane, letter).await;
     }
 
@@ -296,13 +310,13 @@ impl Publisher {
 
     /// Writes an event into the history and waits until the broker has it.
     pub async fn record(&self, announcement: &Announcement) {
-        let letter = announcement.letter(HISTORY_EXCHANGE, true, None);
+        let letter = announcement.letter(HISTORY_EXCHANGE, true);
         self.confirmed(lane_of(&announcement.key), letter).await;
     }
 
     /// Publishes an event that was made before and waits until the broker has it.
     pub async fn announce_again(&self, announcement: &Announcement) {
-        let letter = announcement.letter(RESULTS_EXCHANGE, false, None);
+        let letter = announcement.letter(RESULTS_EXCHANGE, false);
         self.confirmed(lane_of(&announcement.job), letter).await;
     }
 
@@ -315,11 +329,9 @@ impl Publisher {
         let letter = Letter {
             exchange: DEFAULT_EXCHANGE,
             key: queue.to_owned(),
-            mandatory: false,
             payload,
             properties,
-            refusals: 0,
-            confirmed: None,
+            ..Letter::default()
         };
         self.confirmed(lane_of(queue), letter).await;
     }
@@ -330,7 +342,7 @@ impl Publisher {
         self.hand_to(lane, letter);
         if confirmation.await.is_err() {
             // The runtime is going down. Nobody may take this for a confirmation.
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         }
     }
 }
@@ -364,7 +376,7 @@ impl Announcement {
     /// The wire form of an event.
     #[must_use]
     pub fn new(kind: EventKind, event: &Event) -> Self {
-        let Letter { key, payload, properties, .. } = event_letter(kind, event, None);
+        let Letter { key, payload, properties, .. } = event_letter(kind, event);
         Self { id: event.id.clone(), job: event.subject.to_string(), key, payload, properties }
     }
 
@@ -400,20 +412,14 @@ impl Announcement {
         serde_json::from_slice(&self.payload).ok()
     }
 
-    fn letter(
-        &self,
-        exchange: &'static str,
-        mandatory: bool,
-        confirmed: Option<oneshot::Sender<()>>,
-    ) -> Letter {
+    fn letter(&self, exchange: &'static str, mandatory: bool) -> Letter {
         Letter {
             exchange,
             key: self.key.clone(),
             mandatory,
             payload: self.payload.clone(),
             properties: self.properties.clone(),
-            refusals: 0,
-            confirmed,
+            ..Letter::default()
         }
     }
 }
@@ -427,16 +433,15 @@ fn lane_of(key: &str) -> usize {
 fn ledger_letter(payload: Vec<u8>, confirmed: Option<oneshot::Sender<()>>) -> Letter {
     Letter {
         exchange: LEDGER_EXCHANGE,
-        key: String::new(),
         mandatory: true,
         payload,
         properties: BasicProperties::default().with_delivery_mode(2),
-        refusals: 0,
         confirmed,
+        ..Letter::default()
     }
 }
 
-fn event_letter(kind: EventKind, event: &Event, confirmed: Option<oneshot::Sender<()>>) -> Letter {
+fn event_letter(kind: EventKind, event: &Event) -> Letter {
     let payload = serde_json::to_vec(event).unwrap_or_else(|error| {
         tracing::error!(%error, event = event.id, "an event could not be written");
         Vec::new()
@@ -444,11 +449,9 @@ fn event_letter(kind: EventKind, event: &Event, confirmed: Option<oneshot::Sende
     Letter {
         exchange: RESULTS_EXCHANGE,
         key: Event::routing_key(kind, &event.subject),
-        mandatory: false,
         payload,
         properties: event_properties(event),
-        refusals: 0,
-        confirmed,
+        ..Letter::default()
     }
 }
 
@@ -467,11 +470,12 @@ fn event_properties(event: &Event) -> BasicProperties {
 
 impl Announce for Publisher {
     fn announce(&self, kind: EventKind, event: Event) {
-        self.hand_to(lane_of(event.subject.as_str()), event_letter(kind, &event, None));
+        let letter = Letter { in_no_hurry: true, ..event_letter(kind, &event) };
+        self.hand_to(lane_of(event.subject.as_str()), letter);
     }
 
     fn announce_and_wait(&self, kind: EventKind, event: Event) -> Awaited<'_, ()> {
-        let letter = event_letter(kind, &event, None);
+        let letter = event_letter(kind, &event);
         Box::pin(async move { self.confirmed(lane_of(event.subject.as_str()), letter).await })
     }
 }
@@ -485,6 +489,8 @@ struct Lane {
     missing: Arc<Notify>,
     /// What is to be published next, in order.
     unsent: VecDeque<Letter>,
+    /// Nothing more comes into the lane.
+    is_closed: bool,
     patience: Duration,
 }
 
@@ -501,6 +507,17 @@ enum LaneError {
 struct Pending {
     letter: Letter,
     confirm: PublisherConfirm,
+    /// Why no queue took it, when the broker has said so.
+    returned: Option<String>,
+}
+
+/// A message of which the broker has said what became of it.
+struct Confirmed {
+    letter: Letter,
+    /// It was taken, or returned.
+    is_taken: bool,
+    /// Why no queue took it.
+    returned: Option<String>,
 }
 
 impl Lane {
@@ -563,42 +580,47 @@ impl Lane {
     ) -> Result<(), LaneError> {
         // A confirmation is late when nothing has moved for so long; while the broker blocks publishers, nothing does.
         let mut moved = Instant::now();
+        let mut company_until = None;
+        let mut failure: Option<lapin::Error> = None;
         loop {
-            while pending.len() < IN_FLIGHT
-                && let Some(letter) = self.unsent.pop_front()
-            {
-                if !letter.is_wanted() {
+            self.take_what_is_there();
+            let is_due = !self.may_wait() || company_until.is_some_and(|until| until <= Instant::now());
+            let may_go = failure.is_none() && is_due && pending.len() + AT_ONCE <= IN_FLIGHT;
+            if may_go && !self.unsent.is_empty() {
+                company_until = None;
+                // Why it failed is told by what waits for its confirmation, if anything does.
+                failure = self.publish_next(channel, pending).await.err();
+                moved = Instant::now();
+                continue;
+            }
+            if pending.is_empty() {
+                if let Some(error) = failure {
+                    return Err(error.into());
+                }
+                if self.unsent.is_empty() {
+                    match self.letters.recv().await {
+                        Some(letter) => self.unsent.push_back(letter),
+                        None => return Ok(()),
+                    }
                     continue;
                 }
-                let published = publish(&channel.channel, &letter).await;
-                moved = Instant::now();
-                match published {
-                    Ok(confirm) => pending.push_back(Pending { letter, confirm }),
-                    Err(error) => {
-                        self.unsent.push_front(letter);
-                        return Err(error.into());
-                    }
-                }
             }
-            let Some(oldest) = pending.front_mut() else {
-                match self.letters.recv().await {
-                    Some(letter) => self.unsent.push_back(letter),
-                    None => return Ok(()),
-                }
-                continue;
-            };
+            if !is_due {
+                company_until.get_or_insert_with(|| Instant::now() + COMPANY);
+            }
             let deadline = moved + self.patience;
-            let confirmation = tokio::select! {
+            let first = tokio::select! {
                 biased;
-                confirmation = &mut oldest.confirm => confirmation,
-                letter = self.letters.recv(), if self.unsent.len() < IN_FLIGHT => {
-                    if let Some(letter) = letter {
-                        self.unsent.push_back(letter);
-                        continue;
+                first = first_confirmation(pending), if !pending.is_empty() => first?,
+                letter = self.letters.recv(), if self.takes_more() => {
+                    match letter {
+                        Some(letter) => self.unsent.push_back(letter),
+                        None => self.is_closed = true,
                     }
-                    (&mut oldest.confirm).await
+                    continue;
                 }
-                () = tokio::time::sleep_until(deadline) => {
+                () = sleep_until(company_until), if !is_due => continue,
+                () = tokio::time::sleep_until(deadline), if !pending.is_empty() => {
                     // A broker that blocks publishers confirms later; another channel would have to wait as well.
                     if channel.connection.status().blocked() {
                         moved = Instant::now();
@@ -607,27 +629,86 @@ impl Lane {
                     return Err(LaneError::Unconfirmed(self.patience));
                 }
             };
-            let confirmation = confirmation?;
             moved = Instant::now();
-            let Some(Pending { letter, .. }) = pending.pop_front() else { continue };
-            match confirmation {
-                Confirmation::Ack(Some(returned)) if letter.mandatory => {
-                    let reason = returned.reply_text.to_string();
-                    self.missing.notify_one();
-                    self.later(letter, &format!("no queue is there for it ({reason})"));
-                }
-                Confirmation::Ack(_) => {
-                    backoff.succeeded();
-                    if let Some(confirmed) = letter.confirmed {
-                        // Nobody may be waiting any more.
-                        let _ = confirmed.send(());
-                    }
-                }
-                Confirmation::Nack(_) | Confirmation::NotRequested => {
-                    self.later(letter, "the broker refused it; a queue behind the exchange may be full");
+            let (confirmed, failed) = take_confirmed(channel, pending, first);
+            for confirmed in confirmed {
+                self.heed(confirmed, backoff);
+            }
+            failed?;
+        }
+    }
+
+    /// Tells who waits for a message, or publishes it again after a while.
+    fn heed(&self, confirmed: Confirmed, backoff: &mut Backoff) {
+        let Confirmed { letter, is_taken, returned } = confirmed;
+        if let Some(reason) = returned {
+            self.missing.notify_one();
+            self.later(letter, &format!("no queue is there for it ({reason})"));
+        } else if is_taken {
+            backoff.succeeded();
+            if let Some(confirmed) = letter.confirmed {
+                // Nobody may be waiting any more.
+                let _ = confirmed.send(());
+            }
+        } else {
+            self.later(letter, "the broker refused it; a queue behind the exchange may be full");
+        }
+    }
+
+    /// What has come into the lane meanwhile is to be published, too.
+    fn take_what_is_there(&mut self) {
+        while self.takes_more() {
+            match self.letters.try_recv() {
+                Ok(letter) => self.unsent.push_back(letter),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => self.is_closed = true,
+            }
+        }
+    }
+
+    fn takes_more(&self) -> bool {
+        !self.is_closed && self.unsent.len() < IN_FLIGHT
+    }
+
+    /// Whether there is something to be published, and all of it may wait for [`COMPANY`].
+    fn may_wait(&self) -> bool {
+        !self.is_closed
+            && (1..AT_ONCE).contains(&self.unsent.len())
+            && self.unsent.iter().all(|letter| letter.in_no_hurry)
+    }
+
+    /// Publishes what is next, as much of it as goes at once, in order.
+    async fn publish_next(
+        &mut self,
+        channel: &ConfirmChannel,
+        pending: &mut VecDeque<Pending>,
+    ) -> Result<(), lapin::Error> {
+        let (mut letters, mut bytes) = (Vec::new(), 0);
+        while letters.len() < AT_ONCE
+            && bytes < BYTES_AT_ONCE
+            && let Some(letter) = self.unsent.pop_front()
+        {
+            if letter.is_wanted() {
+                bytes += letter.payload.len();
+                letters.push(letter);
+            }
+        }
+        // One that fails takes the channel with it, and all that come after it.
+        let published = in_order(letters.iter().map(|letter| publish(&channel.channel, letter))).await;
+        let (mut unpublished, mut failure) = (Vec::new(), None);
+        for (letter, published) in letters.into_iter().zip(published) {
+            match published {
+                Ok(confirm) => pending.push_back(Pending { letter, confirm, returned: None }),
+                Err(error) => {
+                    unpublished.push(letter);
+                    failure.get_or_insert(error);
                 }
             }
         }
+        for letter in unpublished.into_iter().rev() {
+            self.unsent.push_front(letter);
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Publishes again, after a while, what the broker would not take; other messages do not wait for it.
@@ -655,6 +736,125 @@ impl Lane {
     }
 }
 
+/// What these futures give. Each is begun before the next one is, which is the order in which the connection sends; then it
+/// sends all of them together.
+async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut begun: Vec<Pin<Box<MaybeDone<F>>>> = futures.map(|future| Box::pin(maybe_done(future))).collect();
+    poll_fn(|context| {
+        for future in &mut begun {
+            let _ = future.as_mut().poll(context);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    let mut outputs = Vec::with_capacity(begun.len());
+    for mut future in begun {
+        future.as_mut().await;
+        outputs.extend(future.as_mut().take_output());
+    }
+    outputs
+}
+
+/// What the broker says of the message that has waited longest for it; there has to be one.
+async fn first_confirmation(unconfirmed: &mut VecDeque<Pending>) -> lapin::Result<Confirmation> {
+    match unconfirmed.front_mut() {
+        Some(oldest) => (&mut oldest.confirm).await,
+        None => pending().await,
+    }
+}
+
+/// Takes all that is confirmed, now that the first one is, and tells whether a confirmation failed.
+///
+/// The broker returns a message before it confirms it, and says which one by the message itself alone. `lapin` hands it to
+/// whichever confirmation comes next, and one answer of the broker's may confirm many messages, in an order of `lapin`'s. So
+/// what was returned is looked for among all of them; and nobody is told that a message was taken before everything that was
+/// confirmed together with it, or before, has been looked at.
+fn take_confirmed(
+    channel: &ConfirmChannel,
+    unconfirmed: &mut VecDeque<Pending>,
+    first: Confirmation,
+) -> (Vec<Confirmed>, lapin::Result<()>) {
+    let mut returns = Vec::new();
+    let mut confirmed = Vec::new();
+    let mut failed = Ok(());
+    let mut take = |Pending { letter, returned, .. }, confirmation| {
+        let (is_taken, message) = match confirmation {
+            Confirmation::Ack(message) => (true, message),
+            Confirmation::Nack(message) => (false, message),
+            Confirmation::NotRequested => (false, None),
+        };
+        returns.extend(message);
+        confirmed.push(Confirmed { letter, is_taken, returned });
+    };
+    if let Some(oldest) = unconfirmed.pop_front() {
+        take(oldest, first);
+    }
+    loop {
+        wait_for_the_whole_answer(&channel.channel);
+        let before = unconfirmed.len();
+        for _ in 0..before {
+            let Some(mut next) = unconfirmed.pop_front() else { break };
+            match (&mut next.confirm).now_or_never() {
+                Some(Ok(confirmation)) => take(next, confirmation),
+                Some(Err(error)) => {
+                    failed = failed.and(Err(error));
+                    unconfirmed.push_back(next);
+                }
+                None => unconfirmed.push_back(next),
+            }
+        }
+        if unconfirmed.len() == before {
+            break;
+        }
+    }
+    for message in returns {
+        note_return(&message, &mut confirmed, unconfirmed);
+    }
+    (confirmed, failed)
+}
+
+/// Waits until the connection is through with what the broker has just said: it takes one message after the other for
+/// confirmed, under a lock.
+fn wait_for_the_whole_answer(channel: &Channel) {
+    // This takes the same lock at first. It is not waited for what it is for.
+    let _ = channel.wait_for_confirms().now_or_never();
+}
+
+/// Notes at the message that was returned why it was.
+fn note_return(
+    message: &BasicReturnMessage,
+    confirmed: &mut [Confirmed],
+    unconfirmed: &mut VecDeque<Pending>,
+) {
+    let is_it = |letter: &Letter| {
+        letter.mandatory
+            && letter.exchange == message.exchange.as_str()
+            && letter.key == message.routing_key.as_str()
+            && letter.payload == message.data
+    };
+    let among_confirmed = confirmed.iter_mut().map(|one| (&one.letter, &mut one.returned));
+    let among_unconfirmed = unconfirmed.iter_mut().map(|one| (&one.letter, &mut one.returned));
+    let found = among_confirmed
+        .chain(among_unconfirmed)
+        .find(|(letter, returned)| returned.is_none() && is_it(letter));
+    match found {
+        Some((_, returned)) => *returned = Some(message.reply_text.to_string()),
+        None => tracing::error!(
+            exchange = message.exchange.as_str(),
+            key = message.routing_key.as_str(),
+            "the broker returned a message that was not sent"
+        ),
+    }
+}
+
+/// Waits until then, if there is a then.
+async fn sleep_until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => pending().await,
+    }
+}
+
 async fn publish(channel: &Channel, letter: &Letter) -> Result<PublisherConfirm, lapin::Error> {
     let options = BasicPublishOptions { mandatory: letter.mandatory, ..Default::default() };
     channel
@@ -666,4 +866,103 @@ async fn publish(channel: &Channel, letter: &Letter) -> Result<PublisherConfirm,
             letter.properties.clone(),
         )
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn lane() -> (Lane, mpsc::UnboundedSender<Letter>) {
+        let endpoint = Endpoint::new("amqp://localhost", Duration::from_secs(10)).unwrap();
+        let channels = ConfirmChannels { endpoint, name: String::new(), connection: Mutex::new(None) };
+        let (sender, letters) = mpsc::unbounded_channel();
+        let lane = Lane {
+            pool: Pool::builder(channels).build().unwrap(),
+            letters,
+            again: sender.downgrade(),
+            missing: Arc::default(),
+            unsent: VecDeque::new(),
+            is_closed: false,
+            patience: Duration::from_secs(10),
+        };
+        (lane, sender)
+    }
+
+    fn in_no_hurry() -> Letter {
+        Letter { in_no_hurry: true, ..Letter::default() }
+    }
+
+    #[test]
+    fn events_wait_for_company_until_it_comes_is_enough_or_will_not_come() {
+        let (mut lane, sender) = lane();
+        assert!(!lane.may_wait());
+        let put = |lane: &mut Lane, letter| {
+            let _ = sender.send(letter);
+            lane.take_what_is_there();
+        };
+        put(&mut lane, in_no_hurry());
+        assert!(lane.may_wait());
+        put(&mut lane, Letter::default());
+        assert!(!lane.may_wait());
+        lane.unsent.clear();
+        for _ in 1..AT_ONCE {
+            put(&mut lane, in_no_hurry());
+            assert!(lane.may_wait());
+        }
+        put(&mut lane, in_no_hurry());
+        assert!(!lane.may_wait());
+        lane.unsent.truncate(1);
+        drop(sender);
+        lane.take_what_is_there();
+        assert!(lane.is_closed && !lane.may_wait());
+    }
+
+    #[tokio::test]
+    async fn each_future_is_begun_before_the_next_and_gives_its_own_output() {
+        let begun = RefCell::new(Vec::new());
+        let futures = (0..3).map(|number| {
+            let begun = &begun;
+            async move {
+                begun.borrow_mut().push(number);
+                for _ in 0..3 - number {
+                    tokio::task::yield_now().await;
+                }
+                number * 10
+            }
+        });
+        assert_eq!(in_order(futures).await, [0, 10, 20]);
+        assert_eq!(*begun.borrow(), [0, 1, 2]);
+    }
+
+    fn returned(key: &str, body: &str) -> BasicReturnMessage {
+        let delivery = Delivery::mock(0, DELAY_EXCHANGE.into(), key.into(), false, body.into());
+        BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
+    }
+
+    fn confirmed(key: &str, body: &str, mandatory: bool) -> Confirmed {
+        let (key, payload) = (key.to_owned(), body.as_bytes().to_vec());
+        let letter = Letter { exchange: DELAY_EXCHANGE, key, payload, mandatory, ..Letter::default() };
+        Confirmed { letter, is_taken: true, returned: None }
+    }
+
+    #[test]
+    fn a_message_that_comes_back_is_known_by_where_it_went_and_what_it_said() {
+        let mut all = [
+            confirmed("a", "1", false),
+            confirmed("b", "1", true),
+            confirmed("a", "2", true),
+            confirmed("a", "1", true),
+            confirmed("a", "1", true),
+        ];
+        let mut found = |message: &BasicReturnMessage| {
+            note_return(message, &mut all, &mut VecDeque::new());
+            all.iter().map(|one| one.returned.is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&returned("a", "3")), [false; 5]);
+        assert_eq!(found(&returned("a", "1")), [false, false, false, true, false]);
+        assert_eq!(found(&returned("a", "1")), [false, false, false, true, true]);
+        assert_eq!(found(&returned("b", "1")), [false, true, false, true, true]);
+    }
 }
