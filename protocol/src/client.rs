@@ -31,6 +31,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer, ErrorKind};
+use tokio::sync::Mutex;
 
 use crate::answer::{answered, next};
 use crate::command::{self, Answer, Command};
@@ -53,7 +54,9 @@ const REMEMBERED: usize = 4096;
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
-    channel: Channel,
+    /// The channel that jobs are published on, while nothing of theirs is on its way. A message that comes back says neither
+    /// its number nor its place: with two on their way, one may be told as taken that was not.
+    publishing: Mutex<Option<Channel>>,
 }
 
 /// Why a client could not do what it was asked.
@@ -184,19 +187,29 @@ impl Client {
     /// [`ClientError::Connect`].
     pub async fn connect(endpoint: &Endpoint, name: &str) -> Result<Self, ClientError> {
         let connection = endpoint.connect(name).await?;
-        let channel = answered(connection.create_channel()).await?;
-        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(Self { connection, channel })
+        let channel = confirm_channel(&connection).await?;
+        Ok(Self { connection, publishing: Mutex::new(Some(channel)) })
     }
 
-    /// Publishes a job and waits until the broker has it for good.
+    /// Publishes a job and waits until the broker has it for good. One job goes after the other; who has many to publish at
+    /// once takes several clients.
     ///
     /// # Errors
     /// [`ClientError`]; after [`ClientError::Unconfirmed`] and [`ClientError::Broker`] the job may be there all the same.
     pub async fn publish(&self, submission: &Submission) -> Result<(), ClientError> {
         let properties = submission.properties()?;
         let target = Target { what: "job", exchange: JOBS_EXCHANGE, key: JOBS_KEY };
-        publish(&self.channel, &target, &submission.body, properties).await
+        let mut publishing = self.publishing.lock().await;
+        // Taken out until all is said: a caller that goes away meanwhile leaves none.
+        let channel = match publishing.take().filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => confirm_channel(&self.connection).await?,
+        };
+        let published = publish(&channel, &target, &submission.body, properties).await;
+        if let Ok(()) | Err(ClientError::Unroutable { .. } | ClientError::Refused(_)) = published {
+            *publishing = Some(channel);
+        }
+        published
     }
 
     /// Asks the workers for the end of a job, and waits for up to `patience` for the answer of one of them. Without an
@@ -206,8 +219,7 @@ impl Client {
     /// [`ClientError`]; after [`ClientError::Unconfirmed`] and [`ClientError::Broker`] the command may be there all the
     /// same. Asking twice does no harm.
     pub async fn cancel(&self, job: &JobId, patience: Duration) -> Result<Option<Answer>, ClientError> {
-        let channel = answered(self.connection.create_channel()).await?;
-        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let channel = confirm_channel(&self.connection).await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let consuming = channel.basic_consume(ANSWERS.into(), "".into(), options, FieldTable::default());
         let mut answers = answered(consuming).await?;
@@ -278,6 +290,13 @@ struct Target {
     what: &'static str,
     exchange: &'static str,
     key: &'static str,
+}
+
+/// A channel on which the broker confirms what it is given.
+async fn confirm_channel(connection: &Connection) -> Result<Channel, ClientError> {
+    let channel = answered(connection.create_channel()).await?;
+    answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
 }
 
 /// Publishes on a channel in confirm mode and waits until the broker has the message for good.
