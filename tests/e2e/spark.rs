@@ -91,6 +91,8 @@ def init(job):
 
 def score(inputs, outputs, attachments):
     count = spark.range(1000).count()
+    assert spark.sparkContext.parallelize([1, 2]).map(lambda n: n + 1).sum() == 5
+    assert spark._jvm.System.getProperty("java.io.tmpdir") == os.environ["TMPDIR"]
     text = open("data/note.txt").read()
     with open("summary.txt", "w") as summary:
         summary.write("%d %s %s %s" % (count, text, pkg.helper.NAME, attachments[0]["odd"]))
@@ -108,6 +110,8 @@ async fn a_difficult_model_on_the_real_spark_completes_and_its_outputs_come_back
     let mut place = Vhost::ready(&DELAYS).await;
     let worker = parts.worker(&place.vhost.uri(), &[]);
     let mut job = spark_job("difficult", DIFFICULT);
+    // Its sockets have a place whose path is short enough, however deep the folder of the attempt is.
+    job["targetEngine"]["sparkConf"]["spark.python.unix.domain.socket.enabled"] = json!("true");
     assets(&mut job)[0]["initFunction"] = json!("init");
     assets(&mut job).extend([
         json!({"name": "h", "assetType": "SOURCE_CODE", "sourceCodeFilePath": "pkg/helper.py", "sourceCode": "NAME = 'helped'"}),

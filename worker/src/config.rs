@@ -208,7 +208,9 @@ pub static SETTINGS: &[Setting] = &[
         Kind::Path,
         "/tmp/spark-runtime-<uid>",
         "Where the directories of attempts are made. It is created when it is missing, for this user alone. It has to \
-         be on a disk with room for the files and logs of all running jobs. `<uid>` in the default is the user's number.",
+         be on a disk with room for the files and logs of all running jobs. What Spark and Java keep for a while is there, too, \
+         native libraries among it, so the disk must not be mounted with `noexec`; `spark.environment` can say otherwise, by \
+         `SPARK_LOCAL_DIRS` and by `SPARK_SUBMIT_OPTS` with `-Djava.io.tmpdir=`. `<uid>` in the default is the user's number.",
     ),
     setting(
         "job.existing_outputs",

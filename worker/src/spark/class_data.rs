@@ -302,7 +302,7 @@ fn reason(done: &Done) -> String {
 }
 
 /// An option with a path, in quotes as Spark's launcher takes them.
-fn quoted(option: &str, path: &Path) -> String {
+pub(super) fn quoted(option: &str, path: &Path) -> String {
     let path = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{option}{path}\"")
 }

@@ -18,8 +18,8 @@ use spark_runtime_protocol::event::Way;
 use tokio::sync::Mutex;
 
 use super::archive::{ARCHIVE, Archives, JARS, PYTHON_ARCHIVES, Prepared};
-use super::argv::{DRIVER_PYTHON, PYTHON, Sent, properties_file};
-use super::class_data::ClassData;
+use super::argv::{DRIVER_PYTHON, JAVA_VARIABLES, PYTHON, Sent, properties_file};
+use super::class_data::{ClassData, VARIABLE, quoted};
 use super::guard::{BootTime, Guard, LastWill, LastWillError, Launch, Running};
 use super::installation::{Environment, Installation};
 use super::policy::Master;
@@ -43,6 +43,16 @@ pub const LOGIN: &str = "database.json";
 const WATCH_EXECUTORS: &str = "--watch-executors";
 /// What the attempt may fill with temporary files, in its directory.
 const TEMPORARY: &str = "tmp";
+/// The option that tells a JVM where its temporary files go.
+const TEMPORARY_OF_JAVA: &str = "-Djava.io.tmpdir";
+/// Where a JVM puts them that is told nothing.
+const SYSTEMS_TEMPORARY: &str = "/tmp";
+/// Where the sockets between the JVM and Python are, for who has Spark use files for them; by default among the JVM's
+/// temporary files.
+const SOCKET_FOLDER: &str = "spark.python.unix.domain.socket.dir";
+/// How many bytes the path of a folder of such sockets may have: each is called `.<uuid>.sock`, and Java takes a path of 106
+/// bytes for a socket, one less than the system does.
+const LONGEST_SOCKET_FOLDER: usize = 106 - "/.00000000-0000-0000-0000-000000000000.sock".len();
 
 /// Runs drivers as children of a guard.
 pub struct ClientMode {
@@ -247,6 +257,7 @@ impl ClientMode {
                 }
                 let mut arguments =
                     spark_arguments(submission, launcher.as_ref(), &installation, &environment)?;
+                keep_temporary_files_of_java(&mut environment, &temporary);
                 if let Some(archive) = archive {
                     arguments.extend(["--conf".into(), format!("{ARCHIVE}={}", archive.archive).into()]);
                 }
@@ -348,6 +359,11 @@ fn spark_arguments(
     let defaults = installation
         .defaults(environment)
         .map_err(|source| SubmitError::Directory { what: "spark-defaults.conf", source })?;
+    let temporary = submission.sought.directory.join(TEMPORARY);
+    let is_too_deep = temporary.as_os_str().len() > LONGEST_SOCKET_FOLDER;
+    if is_too_deep && launcher.is_none() && !submission.command_line.says(SOCKET_FOLDER, &defaults) {
+        arguments.extend(["--conf".into(), format!("{SOCKET_FOLDER}={SYSTEMS_TEMPORARY}").into()]);
+    }
     if submission.leaves_java_idle && submission.command_line.master() == Master::Local {
         for (name, value) in submission.command_line.for_idle_java(&defaults, environment) {
             arguments.extend(["--conf".into(), format!("{name}={value}").into()]);
@@ -362,6 +378,23 @@ fn spark_arguments(
         arguments.push(path.into());
     }
     Ok(arguments)
+}
+
+/// Has the JVM put its temporary files, such as the native libraries that it unpacks, into `folder`: `TMPDIR` is nothing to
+/// it, and one that is killed removes nothing. What an operator says of the same counts.
+fn keep_temporary_files_of_java(environment: &mut Environment, folder: &Path) {
+    let says = |name: &&str| {
+        environment.get(name).is_some_and(|options| options.to_string_lossy().contains(TEMPORARY_OF_JAVA))
+    };
+    if JAVA_VARIABLES.iter().any(says) {
+        return;
+    }
+    let mut options = OsString::from(quoted(&format!("{TEMPORARY_OF_JAVA}="), folder));
+    if let Some(own) = environment.get(VARIABLE) {
+        options.push(" ");
+        options.push(own);
+    }
+    environment.set(VARIABLE, options);
 }
 
 /// Gives a Python that is started without spark-submit what it would have from it, so that a model finds the same
@@ -572,5 +605,29 @@ impl Application for ClientApplication {
 
     fn leave(&self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options_with(name: &str, value: &str) -> Option<String> {
+        let mut environment = Environment::default();
+        environment.set(name, value);
+        keep_temporary_files_of_java(&mut environment, Path::new("/w d/a \"b\"/tmp"));
+        environment.get(VARIABLE).map(|options| options.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn temporary_files_of_java_go_into_the_attempt_where_the_operator_says_nothing_of_them() {
+        let own = "\"-Djava.io.tmpdir=/w d/a \\\"b\\\"/tmp\"";
+        assert_eq!(options_with("LANG", "C").as_deref(), Some(own));
+        assert_eq!(options_with(VARIABLE, "-Xss4m -Da=b").unwrap(), format!("{own} -Xss4m -Da=b"));
+        for name in JAVA_VARIABLES {
+            let theirs = "-Xss4m -Djava.io.tmpdir=/big";
+            let expected = (name == VARIABLE).then_some(theirs);
+            assert_eq!(options_with(name, theirs).as_deref(), expected, "{name}");
+        }
     }
 }
