@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use amq_protocol::frame;
 use async_rs::traits::Reactor;
-use async_rs::{Tokio, TokioRuntime};
+use async_rs::{Runtime, Tokio, TokioRuntime};
 use lapin::protocol::{AMQPClass, AMQPErrorKind, AMQPHardError, connection};
 use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, RustlsConnector};
 use lapin::types::AMQPValue;
@@ -17,6 +17,7 @@ use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::inbound::{self, Inbound};
 use crate::tls::{Certificates, CertificatesError, Failure, explain};
 
 /// How long a connection may take to be there, TLS and login included.
@@ -28,7 +29,7 @@ const SECOND_LOOK: Duration = Duration::from_secs(3);
 /// The largest frame, in bytes: RabbitMQ's own default, so that no message's headers, which have to fit into one frame, are
 /// too large for us. Said at once rather than negotiated, the client library takes its buffers for it as zeroed memory
 /// that is not there until it is used; grown later, they would be most of an idle worker.
-const FRAME_MAX: u32 = 128 * 1024;
+pub(crate) const FRAME_MAX: u32 = 128 * 1024;
 
 /// How a client begins to speak AMQP 0-9-1.
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -134,11 +135,12 @@ impl Endpoint {
     /// [`ConnectError`]; a refusal is told apart from a broker that is away.
     pub async fn connect(&self, name: &str) -> Result<Connection, ConnectError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime().map_err(|error| self.explain(&error))?;
         let tls = self.tls().await?;
-        let connect =
-            async move |uri: AMQPUri, runtime: TokioRuntime| Ok(open(&uri, tls.as_ref(), &runtime).await?);
-        let attempt = Connection::connector(self.uri.clone(), runtime, connect, properties);
+        let connect = async move |uri: AMQPUri, _: Runtime<inbound::Parts>| {
+            let stream = open(&uri, tls.as_ref(), &TokioRuntime::tokio_current()).await?;
+            Ok(AsyncTcpStream::Plain(Inbound::new(stream)))
+        };
+        let attempt = Connection::connector(self.uri.clone(), inbound::runtime(), connect, properties);
         match tokio::time::timeout(PATIENCE, attempt).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) if was_cut_off(&error) => {

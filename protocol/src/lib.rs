@@ -14,6 +14,7 @@ pub mod command;
 pub mod connect;
 pub mod definitions;
 pub mod event;
+mod inbound;
 pub mod job;
 pub mod json;
 pub mod repository;

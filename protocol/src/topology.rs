@@ -24,6 +24,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 use serde_json::{Map, Value, json};
 
+use crate::answer::answered;
 use crate::rights::{Doing, MissingRight};
 
 /// Jobs are published here, with the routing key [`JOBS_KEY`].
@@ -349,7 +350,7 @@ impl Topology {
     }
 
     async fn go_through(&self, connection: &Connection, declares: bool) -> Result<Compared, TopologyError> {
-        let channel = connection.create_channel().await?;
+        let channel = answered(connection.create_channel()).await?;
         let mut walk = Walk { connection, channel, declares, forbidden: None, without: Vec::new() };
         let mut differences = Vec::new();
         let exchanges = self.exchanges.iter().map(|(name, kind)| Shaped::Exchange(name, kind));
@@ -462,7 +463,7 @@ impl Walk<'_> {
         if self.declares
             && let Err(error) = shaped.bind(&self.channel).await
         {
-            self.channel = self.connection.create_channel().await?;
+            self.channel = answered(self.connection.create_channel()).await?;
             let Some(right) = MissingRight::of(&error, Doing::Bind) else {
                 return Ok(Some(difference(shaped.name(), error)?));
             };
@@ -478,7 +479,7 @@ impl Walk<'_> {
         shaped: &Shaped<'_>,
         error: lapin::Error,
     ) -> Result<Difference, TopologyError> {
-        self.channel = self.connection.create_channel().await?;
+        self.channel = answered(self.connection.create_channel()).await?;
         // RabbitMQ from 4.3 tells nothing about a queue to those who have no right at all on it.
         if let Some(right) = MissingRight::of(&error, shaped.doing()) {
             let message = format!("cannot be looked for: {right}, nor any other on it");
@@ -492,7 +493,7 @@ impl Walk<'_> {
         shaped: &Shaped<'_>,
         error: lapin::Error,
     ) -> Result<Option<Difference>, TopologyError> {
-        self.channel = self.connection.create_channel().await?;
+        self.channel = answered(self.connection.create_channel()).await?;
         let Some(right) = MissingRight::of(&error, shaped.doing()) else {
             return Ok(Some(difference(shaped.name(), error)?));
         };
@@ -510,7 +511,7 @@ impl Walk<'_> {
 }
 
 async fn close(channel: &Channel) {
-    if let Err(error) = channel.close(200, "done".into()).await {
+    if let Err(error) = answered(channel.close(200, "done".into())).await {
         tracing::debug!(%error, "the channel of the topology did not close in order");
     }
 }
@@ -523,7 +524,7 @@ async fn declare_exchange(
 ) -> Result<(), lapin::Error> {
     let mut options = ExchangeDeclareOptions { durable: true, ..Default::default() };
     options.passive = passive;
-    channel.exchange_declare(short(name), kind.clone(), options, FieldTable::default()).await
+    answered(channel.exchange_declare(short(name), kind.clone(), options, FieldTable::default())).await
 }
 
 async fn declare_queue(channel: &Channel, queue: &QueueShape, passive: bool) -> Result<(), lapin::Error> {
@@ -533,15 +534,14 @@ async fn declare_queue(channel: &Channel, queue: &QueueShape, passive: bool) -> 
     for (key, argument) in &queue.arguments {
         arguments.insert(short(key), argument.value());
     }
-    channel.queue_declare(short(&queue.name), options, arguments).await.map(drop)
+    answered(channel.queue_declare(short(&queue.name), options, arguments)).await.map(drop)
 }
 
 async fn bind(channel: &Channel, queue: &QueueShape) -> Result<(), lapin::Error> {
     for (exchange, key) in &queue.bindings {
         let options = QueueBindOptions::default();
-        channel
-            .queue_bind(short(&queue.name), short(exchange), short(key), options, FieldTable::default())
-            .await?;
+        let (queue, exchange, key) = (short(&queue.name), short(exchange), short(key));
+        answered(channel.queue_bind(queue, exchange, key, options, FieldTable::default())).await?;
     }
     Ok(())
 }

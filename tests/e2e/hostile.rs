@@ -1,5 +1,7 @@
 //! Messages that are no jobs: each gets a clear answer, and nothing is lost.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lapin::options::BasicPublishOptions;
@@ -11,6 +13,7 @@ use spark_runtime_protocol::event::{EventKind, FailureClass, JobStatus};
 use spark_runtime_tests::broker::{Ready, Vhost};
 use spark_runtime_tests::jobs::{assets, job, text};
 use spark_runtime_tests::program::Worker;
+use spark_runtime_tests::project;
 
 const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
@@ -157,6 +160,54 @@ async fn headers_of_wrong_types_change_nothing() {
         .await;
         let end = place.end_of(&id).await;
         assert_eq!((end.kind(), end.data.attempt), (Some(EventKind::Completed), 1));
+    }
+}
+
+/// Publishes with properties that no client library writes.
+async fn publish_raw(place: &Ready, kind: &'static str, body: String) {
+    let python = std::env::var("SPARK_RUNTIME_TEST_PYTHON").unwrap_or_else(|_| panic!("run tests/run"));
+    let uri = place.vhost.uri();
+    let published = tokio::task::spawn_blocking(move || {
+        let mut publisher = Command::new(python)
+            .arg(project().join("tests/e2e/hostile_publish.py"))
+            .arg(kind)
+            .env("AMQP_URI", uri)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        publisher.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+        publisher.wait().unwrap()
+    });
+    assert!(published.await.unwrap().success(), "{kind}");
+}
+
+/// The broker takes and hands on what the client library cannot read, and copies have to fit into a frame.
+#[tokio::test]
+async fn properties_that_are_no_text_too_deep_or_too_large_end_no_worker_and_their_jobs_are_answered() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    publish_raw(&place, "large-and-expired", text("expired", &["complete"])).await;
+    place.queue_has("spark.expelled", 1).await;
+    let worker = Worker::start(&place.vhost.uri(), &[RETRY, "worker.max_running=2"]);
+    let pid = worker.pid();
+    let expired = place.end_of("expired").await;
+    assert_eq!(expired.data.failure.unwrap().class, FailureClass::Timeout);
+    for kind in ["no-text", "deep", "large"] {
+        publish_raw(&place, kind, text(kind, &["complete"])).await;
+        let faulty = format!("{kind}-faulty");
+        publish_raw(&place, kind, json!({"id": faulty, "jobType": "NOPE"}).to_string()).await;
+        assert_eq!(place.end_of(kind).await.kind(), Some(EventKind::Completed), "{kind}");
+        assert_eq!(place.end_of(&faulty).await.kind(), Some(EventKind::Rejected), "{kind}");
+    }
+    place.publish("innocent", text("innocent", &["complete"])).await;
+    assert_eq!(place.end_of("innocent").await.data.attempt, 1);
+    place.queue_has("spark.jobs", 0).await;
+    place.queue_has("spark.expelled", 0).await;
+    // The three that are faulty, and the one that has expired.
+    place.queue_has("spark.dead", 4).await;
+    assert_eq!(worker.pid(), pid);
+    let log = worker.log();
+    for broken in ["lost its channel", "overflowed", "messages are published again"] {
+        assert!(!log.contains(broken), "{log}");
     }
 }
 

@@ -11,7 +11,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection};
 use serde_json::json;
-use spark_runtime_protocol::answer::next;
+use spark_runtime_protocol::answer::{consume, next};
 use spark_runtime_protocol::client::Topic;
 use spark_runtime_protocol::connect::Endpoint;
 use spark_runtime_protocol::event::{EventKind, FailureClass};
@@ -31,6 +31,10 @@ const DELAYS: [Duration; 1] = [Duration::from_millis(200)];
 const RETRY: &str = "retry.delays=200ms";
 const SHORT_OF: &str = "the broker is short of memory or disk";
 const DECLARED: &str = "somebody has deleted a part of the topology; it is declared again";
+
+fn endpoint(uri: &str) -> Endpoint {
+    Endpoint::new(uri, Duration::from_secs(10)).unwrap()
+}
 
 /// A job that runs until somebody writes to its gate, and what became of its runs.
 struct Held {
@@ -198,9 +202,9 @@ async fn what_no_queue_takes_is_never_told_as_taken_whatever_is_published_with_i
     let place = Vhost::ready(&[delay]).await;
     let queue = delay_queue(delay);
     place.vhost.http("DELETE", &format!("/api/queues/{{}}/{queue}"), None);
-    let endpoint = Endpoint::new(&place.vhost.uri(), Duration::from_secs(10)).unwrap();
     let patience = Duration::from_secs(60);
-    let (publisher, _lanes) = Publisher::new(&endpoint, "test publish".to_owned(), patience).unwrap();
+    let (publisher, _lanes) =
+        Publisher::new(&endpoint(&place.vhost.uri()), "test publish".to_owned(), patience).unwrap();
     let (mut put_off, mut others) = (JoinSet::new(), JoinSet::new());
     for round in 0..ROUNDS {
         for number in 0..EACH * 8 {
@@ -223,6 +227,26 @@ async fn what_no_queue_takes_is_never_told_as_taken_whatever_is_published_with_i
     while put_off.join_next().await.is_some() {}
     place.queue_has(&queue, ROUNDS * EACH).await;
     place.queue_has("spark.jobs", ROUNDS * EACH).await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_a_slow_broker_opens_too_late_takes_no_job() {
+    let broker = Broker::own(&[]);
+    let place = Vhost::ready_on(&broker, &DELAYS).await;
+    let connection = endpoint(&place.vhost.uri()).connect("late").await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    place.publish("waits", text("waits", &["complete"])).await;
+    broker.pause(true);
+    let opening = consume(&channel, "spark.jobs", "late", FieldTable::default());
+    assert!(tokio::time::timeout(Duration::from_millis(300), opening).await.is_err());
+    drop(channel);
+    broker.pause(false);
+    // The connection hands over in order: by now the broker has opened the consumer.
+    let channel = connection.create_channel().await.unwrap();
+    let got = until("the job", async || {
+        channel.basic_get("spark.jobs".into(), BasicGetOptions::default()).await.unwrap()
+    });
+    assert_eq!(got.await.delivery.data, text("waits", &["complete"]).into_bytes());
 }
 
 #[tokio::test]
@@ -265,7 +289,7 @@ async fn a_subscriber_whose_queue_is_full_is_offered_the_end_for_a_while_and_hol
     .await;
     place.publish("other", text("other", &["complete"])).await;
     assert_eq!(place.end_of("other").await.kind(), Some(EventKind::Completed));
-    let endpoint = Endpoint::new(&place.vhost.uri(), Duration::from_secs(10)).unwrap();
+    let endpoint = endpoint(&place.vhost.uri());
     let connection = endpoint.connect("test subscriber").await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.queue_purge("narrow".into(), QueuePurgeOptions::default()).await.unwrap();
@@ -343,7 +367,7 @@ struct Ledger {
 
 impl Ledger {
     async fn open(vhost: &Vhost) -> Self {
-        let endpoint = Endpoint::new(&vhost.uri(), Duration::from_secs(10)).unwrap();
+        let endpoint = endpoint(&vhost.uri());
         let connection = endpoint.connect("test ledger").await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();

@@ -115,11 +115,12 @@ impl DeadQueue {
     /// Connects; `patience` is how long the broker may take for each answer.
     ///
     /// # Errors
-    /// [`DeadError::Connect`], [`DeadError::Broker`].
+    /// [`DeadError::Connect`], [`DeadError::Silent`], [`DeadError::Broker`].
     pub async fn open(endpoint: &Endpoint, patience: Duration) -> Result<Self, DeadError> {
         let connection = endpoint.connect("spark-runtime dead").await?;
-        let channel = connection.create_channel().await.map_err(DeadError::Broker)?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(DeadError::Broker)?;
+        let channel = within(patience, Doing::Publish, connection.create_channel()).await?;
+        let confirming = channel.confirm_select(ConfirmSelectOptions::default());
+        within(patience, Doing::Publish, confirming).await?;
         Ok(Self { connection, channel, patience })
     }
 
@@ -191,10 +192,19 @@ impl DeadQueue {
         doing: Doing,
         answer: impl Future<Output = Result<T, lapin::Error>>,
     ) -> Result<T, DeadError> {
-        match tokio::time::timeout(self.patience, answer).await {
-            Ok(answer) => answer.map_err(|error| DeadError::of(error, doing)),
-            Err(_) => Err(DeadError::Silent(self.patience)),
-        }
+        within(self.patience, doing, answer).await
+    }
+}
+
+/// Waits for an answer of the broker for so long.
+async fn within<T>(
+    patience: Duration,
+    doing: Doing,
+    answer: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, DeadError> {
+    match tokio::time::timeout(patience, answer).await {
+        Ok(answer) => answer.map_err(|error| DeadError::of(error, doing)),
+        Err(_) => Err(DeadError::Silent(patience)),
     }
 }
 

@@ -12,8 +12,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use spark_runtime_protocol::answer;
 use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{HISTORY_STREAM, STREAM_OFFSET_ARGUMENT};
 use tokio::sync::watch;
@@ -147,8 +148,7 @@ async fn look(session: &Session, id: &str, times: Option<Range<u64>>) -> Result<
     };
     let mut arguments = FieldTable::default();
     arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
-    let options = BasicConsumeOptions::default();
-    let mut consumer = channel.basic_consume(HISTORY_STREAM.into(), "".into(), options, arguments).await?;
+    let mut consumer = answer::consume(&channel, HISTORY_STREAM, "", arguments).await?;
     let (mut read, mut unacknowledged) = (0_u32, 0);
     let mut looked = Looked::NotSeen;
     while let Ok(Some(delivery)) = tokio::time::timeout(SILENCE, consumer.next()).await {

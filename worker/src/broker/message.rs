@@ -32,6 +32,12 @@ const OF_ONE_PUBLICATION: [&str; 10] = [
     UNFIT_FOR_HEADER,
 ];
 
+/// Headers by which a message is handed to more queues than its routing key says.
+const ROUTING: [&str; 2] = ["CC", "BCC"];
+/// Headers that link traces.
+const TRACE: [&str; 2] = ["traceparent", "tracestate"];
+/// How many bytes of headers a copy has at most, beside ours: half a frame.
+const MOST_HEADERS: usize = 64 * 1024;
 /// How many characters of a failure travel in a dead job's header; the event has all of it.
 const LONGEST_WORDS: usize = 1024;
 
@@ -237,7 +243,7 @@ impl Message {
     ) -> BasicProperties {
         let mut headers = self.own_headers();
         headers.insert(ATTEMPT_HEADER.into(), AMQPValue::LongUInt(attempt));
-        // Headers have to fit into one frame, together with those of the publisher.
+        // See `own_headers`.
         let words: String = words.chars().take(LONGEST_WORDS).collect();
         for (name, value) in
             [(FAILURE_CLASS_HEADER, class), (FAILURE_MESSAGE_HEADER, &words), (WORKER_HEADER, worker)]
@@ -260,14 +266,24 @@ impl Message {
         self.copied(headers)
     }
 
-    /// The publisher's headers: without those that the broker or an earlier worker added.
+    /// The publisher's headers: without those that the broker or an earlier worker added, and without those by which the
+    /// broker would hand a copy to more queues. Of too many of them only what links the job's traces is left: headers have to
+    /// fit into one frame, with what is added to them here and by the broker, or the connection ends.
     fn own_headers(&self) -> FieldTable {
         let headers = self.properties.headers().clone().unwrap_or_default();
-        let own = headers.inner().clone().into_iter().filter(|(name, _)| {
+        let is_too_much = bytes_of_table(&headers) > MOST_HEADERS;
+        if is_too_much {
+            tracing::warn!(
+                most = MOST_HEADERS,
+                "a job's headers are too large for a copy of it; they are left out"
+            );
+        }
+        let own = headers.inner().clone().into_iter().filter(|(name, value)| {
             let name = name.as_str();
             let of_the_broker =
                 name == "x-death" || name.starts_with("x-first-death-") || name.starts_with("x-last-death-");
-            !of_the_broker && !OF_ONE_PUBLICATION.contains(&name)
+            let is_left = !is_too_much || (TRACE.contains(&name) && bytes_of(value) <= LONGEST_WORDS);
+            !of_the_broker && !ROUTING.contains(&name) && !OF_ONE_PUBLICATION.contains(&name) && is_left
         });
         FieldTable::from(own.collect::<std::collections::BTreeMap<_, _>>())
     }
@@ -304,6 +320,31 @@ impl Message {
     }
 }
 
+/// How many bytes a table takes in a frame.
+fn bytes_of_table(table: &FieldTable) -> usize {
+    let entries = table.inner().iter().map(|(name, value)| 2 + name.as_str().len() + bytes_of(value));
+    4 + entries.sum::<usize>()
+}
+
+/// How many bytes a value takes in a frame, without its type.
+fn bytes_of(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::Void => 0,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 1,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 2,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 4,
+        AMQPValue::DecimalValue(_) => 5,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 8,
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
+        AMQPValue::LongString(text) => 4 + text.as_bytes().len(),
+        AMQPValue::ByteArray(bytes) => 4 + bytes.as_slice().len(),
+        AMQPValue::FieldArray(values) => {
+            4 + values.as_slice().iter().map(|value| 1 + bytes_of(value)).sum::<usize>()
+        }
+        AMQPValue::FieldTable(table) => bytes_of_table(table),
+    }
+}
+
 /// AMQP's timestamps are seconds since 1970.
 fn seconds_now() -> u64 {
     std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
@@ -327,6 +368,24 @@ mod tests {
 
     fn header_names(properties: &BasicProperties) -> Vec<String> {
         properties.headers().as_ref().unwrap().inner().keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn of_too_many_headers_those_of_traces_alone_are_copied() {
+        let text = |bytes: usize| AMQPValue::LongString("x".repeat(bytes).into());
+        let nested = |bytes: usize| {
+            let mut table = FieldTable::default();
+            table.insert("k".into(), AMQPValue::FieldArray(vec![text(bytes), AMQPValue::Void].into()));
+            AMQPValue::FieldTable(table)
+        };
+        let names = |value: AMQPValue| {
+            let ours = message(&[("own", value), ("traceparent", text(55)), ("CC", text(1))]);
+            header_names(&ours.for_burial("model", "words", "w", None, 1))
+        };
+        let rest =
+            ["traceparent", ATTEMPT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, WORKER_HEADER];
+        assert_eq!(names(nested(130_000)), rest);
+        assert_eq!(names(nested(60_000)), [&["own"], &rest[..]].concat());
     }
 
     #[test]

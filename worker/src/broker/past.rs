@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer, ErrorKind};
-use spark_runtime_protocol::answer::answered;
+use spark_runtime_protocol::answer::{self, answered};
 use spark_runtime_protocol::connect::{ConnectError, Endpoint};
 use spark_runtime_protocol::event::FailureClass;
 use spark_runtime_protocol::rights::{Doing, MissingRight};
@@ -207,7 +207,7 @@ impl Past {
 
     /// Closes the connection in order.
     pub async fn close(self) {
-        if let Err(error) = self.connection.close(200, "done".into()).await {
+        if let Err(error) = answered(self.connection.close(200, "done".into())).await {
             tracing::debug!(%error, "the connection did not close in order");
         }
     }
@@ -279,7 +279,7 @@ impl Past {
     async fn tip(&self, stream: &'static str, prefetch: u16) -> Result<Option<Tip>, PastError> {
         let (channel, mut consumer) = self.consume(stream, prefetch, Start::Last).await?;
         let Some(first) = first(&channel, &mut consumer, stream).await? else {
-            channel.close(200, "looked".into()).await?;
+            answered(channel.close(200, "looked".into())).await?;
             return Ok(None);
         };
         let mut tip = Tip { offset: 0, written: None };
@@ -307,7 +307,7 @@ impl Past {
             answered(last.acker.ack(BasicAckOptions { multiple: true })).await?;
             unacknowledged = 0;
         }
-        channel.close(200, "looked".into()).await?;
+        answered(channel.close(200, "looked".into())).await?;
         Ok(Some(tip))
     }
 
@@ -317,10 +317,9 @@ impl Past {
         prefetch: u16,
         from: Start,
     ) -> Result<(Channel, Consumer), PastError> {
-        let channel = self.connection.create_channel().await?;
+        let channel = answered(self.connection.create_channel()).await?;
         answered(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let options = BasicConsumeOptions::default();
-        let consumer = channel.basic_consume(stream.into(), "".into(), options, from.argument()).await?;
+        let consumer = answer::consume(&channel, stream, "", from.argument()).await?;
         Ok((channel, consumer))
     }
 
@@ -354,7 +353,7 @@ impl Past {
                 unacknowledged = 0;
             }
         }
-        channel.close(200, "read".into()).await?;
+        answered(channel.close(200, "read".into())).await?;
         Ok(())
     }
 }
@@ -372,7 +371,8 @@ async fn first(
             Err(_) if tokio::time::Instant::now() >= deadline => return Err(PastError::Silent { stream }),
             Err(_) => {
                 let options = QueueDeclareOptions { passive: true, ..Default::default() };
-                let declared = channel.queue_declare(stream.into(), options, FieldTable::default()).await?;
+                let declared = channel.queue_declare(stream.into(), options, FieldTable::default());
+                let declared = answered(declared).await?;
                 if declared.message_count() == 0 {
                     return Ok(None);
                 }

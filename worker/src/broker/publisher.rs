@@ -19,6 +19,7 @@ use futures_util::future::{MaybeDone, maybe_done};
 use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPErrorKind;
 use lapin::types::ShortString;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ErrorKind, Event as Happening, PublisherConfirm,
@@ -556,11 +557,13 @@ impl Lane {
         let mut pending: VecDeque<Pending> = VecDeque::new();
         let ended = self.exchange_with(channel, &mut pending, backoff).await;
         if let Err(LaneError::Broker(error)) = &ended
-            && matches!(error.kind(), ErrorKind::ProtocolError(_))
+            && let ErrorKind::ProtocolError(amqp) = error.kind()
+            && matches!(amqp.kind(), AMQPErrorKind::Soft(_))
             && let Some(Pending { letter, .. }) = pending.pop_front()
         {
             // The broker closed the channel for something that was published on it, most likely the oldest message that it
-            // has not confirmed: an exchange is gone, or the message is more than the broker takes. Others go on.
+            // has not confirmed: an exchange is gone, or the message is more than the broker takes. Others go on. What ends the
+            // whole connection is no message's fault that could be told.
             if is_missing(error) {
                 self.missing.notify_one();
             }

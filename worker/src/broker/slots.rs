@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
-use spark_runtime_protocol::answer::{answered, next};
+use spark_runtime_protocol::answer::{self, answered, next};
 use spark_runtime_protocol::rights::Doing;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -310,14 +309,13 @@ impl<H: Handler> Slots<H> {
         }
     }
 
+    /// Opens a channel and its consumer. When the future is dropped, the channel is closed: a consumer that the broker opens
+    /// later would be handed a delivery that nobody reads.
     async fn open(&self, session: &Session, number: usize) -> Result<(Channel, Consumer), lapin::Error> {
         let channel = session.connection.create_channel().await?;
         channel.basic_qos(1, BasicQosOptions::default()).await?;
         let tag = format!("slot-{number}-{}", session.generation);
-        let options = BasicConsumeOptions::default();
-        let consumer = channel
-            .basic_consume(self.queue.into(), tag.as_str().into(), options, FieldTable::default())
-            .await?;
+        let consumer = answer::consume(&channel, self.queue, &tag, FieldTable::default()).await?;
         Ok((channel, consumer))
     }
 

@@ -20,11 +20,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use spark_runtime_protocol::answer;
 use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{CHECKPOINTS_STREAM, LEDGER_STREAM, STREAM_OFFSET_ARGUMENT};
 use tokio::sync::watch;
@@ -273,7 +274,7 @@ async fn open(
     channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
     arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
-    channel.basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), arguments).await
+    answer::consume(channel, stream, "", arguments).await
 }
 
 /// The next message; none when none comes for so long.

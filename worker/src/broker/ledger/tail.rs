@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer};
-use spark_runtime_protocol::answer::{answered, next};
+use spark_runtime_protocol::answer::{self, answered, next};
 use spark_runtime_protocol::rights::Doing;
 use spark_runtime_protocol::topology::{LEDGER_STREAM, STREAM_OFFSET_ARGUMENT, STREAM_OFFSET_HEADER};
 use tokio::sync::{oneshot, watch};
@@ -252,8 +252,7 @@ pub(super) async fn first(session: &Session) -> Result<Option<u64>, lapin::Error
     channel.basic_qos(1, BasicQosOptions::default()).await?;
     let mut arguments = FieldTable::default();
     arguments.insert(STREAM_OFFSET_ARGUMENT.into(), AMQPValue::LongString("first".into()));
-    let options = BasicConsumeOptions::default();
-    let mut consumer = channel.basic_consume(LEDGER_STREAM.into(), "".into(), options, arguments).await?;
+    let mut consumer = answer::consume(&channel, LEDGER_STREAM, "", arguments).await?;
     let found = match consumer.next().await {
         Some(delivery) => offset(&delivery?),
         None => None,
@@ -287,9 +286,7 @@ async fn open(session: &Session, from: Option<u64>) -> Result<(Channel, Consumer
     let mut arguments = FieldTable::default();
     arguments.insert(STREAM_OFFSET_ARGUMENT.into(), from);
     let tag = format!("ledger-{}", session.generation);
-    let consumer = channel
-        .basic_consume(LEDGER_STREAM.into(), tag.as_str().into(), BasicConsumeOptions::default(), arguments)
-        .await?;
+    let consumer = answer::consume(&channel, LEDGER_STREAM, &tag, arguments).await?;
     Ok((channel, consumer, kept))
 }
 
