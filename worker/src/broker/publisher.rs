@@ -7,15 +7,13 @@
 //! This module must not know what the messages mean.
 
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use deadpool::managed::{self, Object, Pool, RecycleResult};
-use futures_util::future::{MaybeDone, maybe_done};
 use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -32,7 +30,6 @@ use spark_runtime_protocol::topology::{
     CHECKPOINTS_EXCHANGE, DEAD_EXCHANGE, DELAY_EXCHANGE, HISTORY_EXCHANGE, JOBS_EXCHANGE, JOBS_KEY,
     LEDGER_EXCHANGE, RESULTS_EXCHANGE, delay_queue,
 };
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -54,13 +51,6 @@ const CHECKPOINT_LANE: usize = LANES + 1;
 const DEFAULT_EXCHANGE: &str = "";
 /// How many messages of a lane may wait for their confirmation.
 const IN_FLIGHT: usize = 512;
-/// How many are given to the connection at once.
-const AT_ONCE: usize = 16;
-/// How many bytes of them, but for the last: the connection copies what it is given.
-const BYTES_AT_ONCE: usize = 64 * 1024;
-/// How long an event that nobody waits for may wait for company. A message costs the broker and the connection less the
-/// more of them go together, and most of what a short job says is such events.
-const COMPANY: Duration = Duration::from_millis(5);
 /// How long a message waits that the broker would not take.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often an event is offered to a subscriber whose queue refuses it. All others have it by then, each time again.
@@ -150,8 +140,6 @@ struct Letter {
     refusals: u32,
     /// Told when the broker has it. When nobody listens any more, the message is not wanted any more.
     confirmed: Option<oneshot::Sender<()>>,
-    /// It may wait for [`COMPANY`].
-    in_no_hurry: bool,
 }
 
 impl Letter {
@@ -211,8 +199,7 @@ impl Publisher {
             let (sender, letters) = mpsc::unbounded_channel();
             let again = sender.downgrade();
             let (pool, missing) = (pool.clone(), missing.clone());
-            let unsent = VecDeque::new();
-            tasks.spawn(Lane { pool, letters, again, missing, unsent, is_closed: false, patience }.work());
+            tasks.spawn(Lane { pool, letters, again, missing, unsent: VecDeque::new(), patience }.work());
             sender
         });
         let lanes = Arc::new(lanes.collect());
@@ -471,8 +458,7 @@ fn event_properties(event: &Event) -> BasicProperties {
 
 impl Announce for Publisher {
     fn announce(&self, kind: EventKind, event: Event) {
-        let letter = Letter { in_no_hurry: true, ..event_letter(kind, &event) };
-        self.hand_to(lane_of(event.subject.as_str()), letter);
+        self.hand_to(lane_of(event.subject.as_str()), event_letter(kind, &event));
     }
 
     fn announce_and_wait(&self, kind: EventKind, event: Event) -> Awaited<'_, ()> {
@@ -490,8 +476,6 @@ struct Lane {
     missing: Arc<Notify>,
     /// What is to be published next, in order.
     unsent: VecDeque<Letter>,
-    /// Nothing more comes into the lane.
-    is_closed: bool,
     patience: Duration,
 }
 
@@ -583,47 +567,49 @@ impl Lane {
     ) -> Result<(), LaneError> {
         // A confirmation is late when nothing has moved for so long; while the broker blocks publishers, nothing does.
         let mut moved = Instant::now();
-        let mut company_until = None;
+        let mut is_over = false;
+        // Why the channel failed is told by what waits for its confirmation, if anything does.
         let mut failure: Option<lapin::Error> = None;
         loop {
-            self.take_what_is_there();
-            let is_due = !self.may_wait() || company_until.is_some_and(|until| until <= Instant::now());
-            let may_go = failure.is_none() && is_due && pending.len() + AT_ONCE <= IN_FLIGHT;
-            if may_go && !self.unsent.is_empty() {
-                company_until = None;
-                // Why it failed is told by what waits for its confirmation, if anything does.
-                failure = self.publish_next(channel, pending).await.err();
+            while failure.is_none()
+                && pending.len() < IN_FLIGHT
+                && let Some(letter) = self.unsent.pop_front()
+            {
+                if !letter.is_wanted() {
+                    continue;
+                }
+                let published = publish(&channel.channel, &letter).await;
                 moved = Instant::now();
-                continue;
+                match published {
+                    Ok(confirm) => pending.push_back(Pending { letter, confirm, returned: None }),
+                    Err(error) => {
+                        self.unsent.push_front(letter);
+                        failure = Some(error);
+                    }
+                }
             }
             if pending.is_empty() {
                 if let Some(error) = failure {
                     return Err(error.into());
                 }
-                if self.unsent.is_empty() {
-                    match self.letters.recv().await {
-                        Some(letter) => self.unsent.push_back(letter),
-                        None => return Ok(()),
-                    }
-                    continue;
+                match self.letters.recv().await {
+                    Some(letter) => self.unsent.push_back(letter),
+                    None => return Ok(()),
                 }
-            }
-            if !is_due {
-                company_until.get_or_insert_with(|| Instant::now() + COMPANY);
+                continue;
             }
             let deadline = moved + self.patience;
             let first = tokio::select! {
                 biased;
-                first = first_confirmation(pending), if !pending.is_empty() => first?,
-                letter = self.letters.recv(), if self.takes_more() => {
+                first = first_confirmation(pending) => first?,
+                letter = self.letters.recv(), if !is_over && self.unsent.len() < IN_FLIGHT => {
                     match letter {
                         Some(letter) => self.unsent.push_back(letter),
-                        None => self.is_closed = true,
+                        None => is_over = true,
                     }
                     continue;
                 }
-                () = sleep_until(company_until), if !is_due => continue,
-                () = tokio::time::sleep_until(deadline), if !pending.is_empty() => {
+                () = tokio::time::sleep_until(deadline) => {
                     // A broker that blocks publishers confirms later; another channel would have to wait as well.
                     if channel.connection.status().blocked() {
                         moved = Instant::now();
@@ -658,62 +644,6 @@ impl Lane {
         }
     }
 
-    /// What has come into the lane meanwhile is to be published, too.
-    fn take_what_is_there(&mut self) {
-        while self.takes_more() {
-            match self.letters.try_recv() {
-                Ok(letter) => self.unsent.push_back(letter),
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => self.is_closed = true,
-            }
-        }
-    }
-
-    fn takes_more(&self) -> bool {
-        !self.is_closed && self.unsent.len() < IN_FLIGHT
-    }
-
-    /// Whether there is something to be published, and all of it may wait for [`COMPANY`].
-    fn may_wait(&self) -> bool {
-        !self.is_closed
-            && (1..AT_ONCE).contains(&self.unsent.len())
-            && self.unsent.iter().all(|letter| letter.in_no_hurry)
-    }
-
-    /// Publishes what is next, as much of it as goes at once, in order.
-    async fn publish_next(
-        &mut self,
-        channel: &ConfirmChannel,
-        pending: &mut VecDeque<Pending>,
-    ) -> Result<(), lapin::Error> {
-        let (mut letters, mut bytes) = (Vec::new(), 0);
-        while letters.len() < AT_ONCE
-            && bytes < BYTES_AT_ONCE
-            && let Some(letter) = self.unsent.pop_front()
-        {
-            if letter.is_wanted() {
-                bytes += letter.payload.len();
-                letters.push(letter);
-            }
-        }
-        // One that fails takes the channel with it, and all that come after it.
-        let published = in_order(letters.iter().map(|letter| publish(&channel.channel, letter))).await;
-        let (mut unpublished, mut failure) = (Vec::new(), None);
-        for (letter, published) in letters.into_iter().zip(published) {
-            match published {
-                Ok(confirm) => pending.push_back(Pending { letter, confirm, returned: None }),
-                Err(error) => {
-                    unpublished.push(letter);
-                    failure.get_or_insert(error);
-                }
-            }
-        }
-        for letter in unpublished.into_iter().rev() {
-            self.unsent.push_front(letter);
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
     /// Publishes again, after a while, what the broker would not take; other messages do not wait for it.
     fn later(&self, mut letter: Letter, reason: &str) {
         letter.refusals += 1;
@@ -737,25 +667,6 @@ impl Lane {
             }
         });
     }
-}
-
-/// What these futures give. Each is begun before the next one is, which is the order in which the connection sends; then it
-/// sends all of them together.
-async fn in_order<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut begun: Vec<Pin<Box<MaybeDone<F>>>> = futures.map(|future| Box::pin(maybe_done(future))).collect();
-    poll_fn(|context| {
-        for future in &mut begun {
-            let _ = future.as_mut().poll(context);
-        }
-        Poll::Ready(())
-    })
-    .await;
-    let mut outputs = Vec::with_capacity(begun.len());
-    for mut future in begun {
-        future.as_mut().await;
-        outputs.extend(future.as_mut().take_output());
-    }
-    outputs
 }
 
 /// What the broker says of the message that has waited longest for it; there has to be one.
@@ -850,14 +761,6 @@ fn note_return(
     }
 }
 
-/// Waits until then, if there is a then.
-async fn sleep_until(then: Option<Instant>) {
-    match then {
-        Some(then) => tokio::time::sleep_until(then).await,
-        None => pending().await,
-    }
-}
-
 async fn publish(channel: &Channel, letter: &Letter) -> Result<PublisherConfirm, lapin::Error> {
     let options = BasicPublishOptions { mandatory: letter.mandatory, ..Default::default() };
     channel
@@ -873,71 +776,7 @@ async fn publish(channel: &Channel, letter: &Letter) -> Result<PublisherConfirm,
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::*;
-
-    fn lane() -> (Lane, mpsc::UnboundedSender<Letter>) {
-        let endpoint = Endpoint::new("amqp://localhost", Duration::from_secs(10)).unwrap();
-        let channels = ConfirmChannels { endpoint, name: String::new(), connection: Mutex::new(None) };
-        let (sender, letters) = mpsc::unbounded_channel();
-        let lane = Lane {
-            pool: Pool::builder(channels).build().unwrap(),
-            letters,
-            again: sender.downgrade(),
-            missing: Arc::default(),
-            unsent: VecDeque::new(),
-            is_closed: false,
-            patience: Duration::from_secs(10),
-        };
-        (lane, sender)
-    }
-
-    fn in_no_hurry() -> Letter {
-        Letter { in_no_hurry: true, ..Letter::default() }
-    }
-
-    #[test]
-    fn events_wait_for_company_until_it_comes_is_enough_or_will_not_come() {
-        let (mut lane, sender) = lane();
-        assert!(!lane.may_wait());
-        let put = |lane: &mut Lane, letter| {
-            let _ = sender.send(letter);
-            lane.take_what_is_there();
-        };
-        put(&mut lane, in_no_hurry());
-        assert!(lane.may_wait());
-        put(&mut lane, Letter::default());
-        assert!(!lane.may_wait());
-        lane.unsent.clear();
-        for _ in 1..AT_ONCE {
-            put(&mut lane, in_no_hurry());
-            assert!(lane.may_wait());
-        }
-        put(&mut lane, in_no_hurry());
-        assert!(!lane.may_wait());
-        lane.unsent.truncate(1);
-        drop(sender);
-        lane.take_what_is_there();
-        assert!(lane.is_closed && !lane.may_wait());
-    }
-
-    #[tokio::test]
-    async fn each_future_is_begun_before_the_next_and_gives_its_own_output() {
-        let begun = RefCell::new(Vec::new());
-        let futures = (0..3).map(|number| {
-            let begun = &begun;
-            async move {
-                begun.borrow_mut().push(number);
-                for _ in 0..3 - number {
-                    tokio::task::yield_now().await;
-                }
-                number * 10
-            }
-        });
-        assert_eq!(in_order(futures).await, [0, 10, 20]);
-        assert_eq!(*begun.borrow(), [0, 1, 2]);
-    }
 
     fn returned(key: &str, body: &str) -> BasicReturnMessage {
         let delivery = Delivery::mock(0, DELAY_EXCHANGE.into(), key.into(), false, body.into());
