@@ -32,8 +32,9 @@ use crate::connect::FRAME_MAX;
 
 /// How many bytes are read at once.
 const CHUNK: usize = 64 * 1024;
-/// The largest frame that is looked into, in bytes. Brokers send none as large.
-const LARGEST: usize = 1024 * 1024;
+/// The largest frame that is looked into, in bytes. RabbitMQ never cuts properties into several frames: those that came by
+/// another protocol than AMQP 0-9-1 may be as large as it takes a message.
+const LARGEST: usize = 512 * 1024 * 1024;
 /// How many tables and arrays may be within each other.
 const DEEPEST: u32 = 64;
 /// The largest header that is kept where there are too many of them for a frame, in bytes.
@@ -46,10 +47,13 @@ const HEADER: u8 = 2;
 /// The flag by which a message has headers.
 const HEADERS: u64 = 0x2000;
 /// The class of messages.
-const BASIC: u16 = 60;
-const DELIVER: u16 = 60;
-const GET_OK: u16 = 71;
-const RETURN: u16 = 50;
+const BASIC: u64 = 60;
+/// Methods, by the numbers of their class and their own.
+const DELIVER: (u64, u64) = (BASIC, 60);
+const GET_OK: (u64, u64) = (BASIC, 71);
+const RETURN: (u64, u64) = (BASIC, 50);
+const CONNECTION_CLOSE: (u64, u64) = (10, 50);
+const CHANNEL_CLOSE: (u64, u64) = (20, 40);
 
 /// What a connection of the client library's runs on: Tokio, and streams whose other side has been put right.
 pub(crate) type Parts = RuntimeParts<Tokio, Readable>;
@@ -217,6 +221,7 @@ impl Frames {
                     self.frame = fitting;
                 }
                 self.ready.append(&mut self.frame);
+                self.frame.shrink_to(CHUNK);
             }
         }
     }
@@ -231,7 +236,7 @@ impl Frames {
 /// Puts the properties of a message right; `None` where they are not what they should be.
 fn put_header_right(payload: &mut [u8]) -> Option<()> {
     let mut at = Place { bytes: payload, position: 0 };
-    if at.number::<2>()? != u64::from(BASIC) {
+    if at.number::<2>()? != BASIC {
         return None;
     }
     at.skip(2 + 8)?;
@@ -288,13 +293,11 @@ fn with_small_headers(frame: &[u8]) -> Option<Vec<u8>> {
     Some([&frame[..3], &size, &payload, &frame[frame.len() - END..]].concat())
 }
 
-/// Puts right what a publisher can choose of the methods that come with a message: its routing key and exchange.
+/// Puts right what a publisher can choose of the methods that come with a message, its routing key and exchange, and the
+/// reasons for which something is closed, which name what they are about and are cut off after so many bytes.
 fn put_method_right(payload: &mut [u8]) -> Option<()> {
     let mut at = Place { bytes: payload, position: 0 };
-    if at.number::<2>()? != u64::from(BASIC) {
-        return None;
-    }
-    match u16::try_from(at.number::<2>()?).ok()? {
+    match (at.number::<2>()?, at.number::<2>()?) {
         DELIVER => {
             at.short_string()?;
             at.skip(8 + 1)?;
@@ -303,6 +306,10 @@ fn put_method_right(payload: &mut [u8]) -> Option<()> {
         RETURN => {
             at.skip(2)?;
             at.short_string()?;
+        }
+        CONNECTION_CLOSE | CHANNEL_CLOSE => {
+            at.skip(2)?;
+            return at.short_string();
         }
         _ => return None,
     }
@@ -514,6 +521,7 @@ mod tests {
         let left = message(&[one(b"x-first-death-reason", 7), one(b"a", 5)].concat());
         assert_eq!(through(&message(&large(most - rest + 1)), 4096), left);
         parsed(&left);
+        assert_eq!(through(&message(&large(3 << 20)), CHUNK), left);
         // And many small ones.
         let many: Vec<u8> = (0..2000).flat_map(|_| one(b"k", 100)).chain(one(b"x-reason", 7)).collect();
         let out = through(&message(&many), 4096);
@@ -528,6 +536,17 @@ mod tests {
             frame(METHOD, &[method, short(b"tag"), vec![0; 9], short(b"x"), short(key)].concat())
         };
         assert_eq!(through(&deliver(b"job.\xf0\x9f"), 4096), deliver(b"job.??"));
+    }
+
+    #[test]
+    fn a_reason_that_is_cut_off_within_a_character_gets_a_question_mark() {
+        for (class, method) in [(10_u16, 50_u16), (20, 40)] {
+            let close = |reason: &[u8]| {
+                let numbers = [class.to_be_bytes(), method.to_be_bytes(), 404_u16.to_be_bytes()].concat();
+                frame(METHOD, &[numbers, short(reason), vec![0; 4]].concat())
+            };
+            assert_eq!(through(&close(b"no queue \xc3"), 4096), close(b"no queue ?"));
+        }
     }
 
     #[test]

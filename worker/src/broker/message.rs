@@ -32,6 +32,8 @@ const OF_ONE_PUBLICATION: [&str; 10] = [
     UNFIT_FOR_HEADER,
 ];
 
+/// What publishers write for a place that the broker chooses when they publish.
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 /// Headers by which a message is handed to more queues than its routing key says.
 const ROUTING: [&str; 2] = ["CC", "BCC"];
 /// Headers that link traces.
@@ -270,22 +272,24 @@ impl Message {
     /// broker would hand a copy to more queues. Of too many of them only what links the job's traces is left: headers have to
     /// fit into one frame, with what is added to them here and by the broker, or the connection ends.
     fn own_headers(&self) -> FieldTable {
-        let headers = self.properties.headers().clone().unwrap_or_default();
-        let is_too_much = bytes_of_table(&headers) > MOST_HEADERS;
-        if is_too_much {
-            tracing::warn!(
-                most = MOST_HEADERS,
-                "a job's headers are too large for a copy of it; they are left out"
-            );
-        }
-        let own = headers.inner().clone().into_iter().filter(|(name, value)| {
+        let mut own = self.properties.headers().clone().unwrap_or_default().inner().clone();
+        own.retain(|name, _| {
             let name = name.as_str();
             let of_the_broker =
                 name == "x-death" || name.starts_with("x-first-death-") || name.starts_with("x-last-death-");
-            let is_left = !is_too_much || (TRACE.contains(&name) && bytes_of(value) <= LONGEST_WORDS);
-            !of_the_broker && !ROUTING.contains(&name) && !OF_ONE_PUBLICATION.contains(&name) && is_left
+            !of_the_broker && !ROUTING.contains(&name) && !OF_ONE_PUBLICATION.contains(&name)
         });
-        FieldTable::from(own.collect::<std::collections::BTreeMap<_, _>>())
+        let own = FieldTable::from(own);
+        if bytes_of_table(&own) <= MOST_HEADERS {
+            return own;
+        }
+        tracing::warn!(
+            most = MOST_HEADERS,
+            "a job's headers are too large for a copy of it; they are left out"
+        );
+        let mut left = own.inner().clone();
+        left.retain(|name, value| TRACE.contains(&name.as_str()) && bytes_of(value) <= LONGEST_WORDS);
+        FieldTable::from(left)
     }
 
     fn copied(&self, headers: FieldTable) -> BasicProperties {
@@ -307,7 +311,8 @@ impl Message {
         if let Some(value) = from.priority() {
             properties = properties.with_priority(*value);
         }
-        if let Some(value) = from.reply_to() {
+        // A copy with this name of the broker's own would be refused, and nobody can be answered there.
+        if let Some(value) = from.reply_to().as_ref().filter(|name| name.as_str() != DIRECT_REPLY) {
             properties = properties.with_reply_to(value.clone());
         }
         if let Some(value) = from.app_id() {
@@ -371,6 +376,15 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_asks_for_no_answer_where_the_broker_itself_chose_the_place() {
+        let reply_to = |name: &str| {
+            copy(BasicProperties::default().with_reply_to(name.into())).for_attempt(1).reply_to().clone()
+        };
+        assert_eq!(reply_to(DIRECT_REPLY), None);
+        assert_eq!(reply_to("answers").unwrap().as_str(), "answers");
+    }
+
+    #[test]
     fn of_too_many_headers_those_of_traces_alone_are_copied() {
         let text = |bytes: usize| AMQPValue::LongString("x".repeat(bytes).into());
         let nested = |bytes: usize| {
@@ -385,6 +399,9 @@ mod tests {
         let rest =
             ["traceparent", ATTEMPT_HEADER, FAILURE_CLASS_HEADER, FAILURE_MESSAGE_HEADER, WORKER_HEADER];
         assert_eq!(names(nested(130_000)), rest);
+        // What is not copied does not count.
+        let revived = message(&[("own", text(60_000)), (FAILURE_MESSAGE_HEADER, text(10_000))]);
+        assert_eq!(header_names(&revived.for_attempt(2)), ["own", ATTEMPT_HEADER]);
         assert_eq!(names(nested(60_000)), [&["own"], &rest[..]].concat());
     }
 

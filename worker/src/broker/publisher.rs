@@ -447,11 +447,17 @@ fn event_properties(event: &Event) -> BasicProperties {
     let mut properties = BasicProperties::default()
         .with_content_type(CONTENT_TYPE.into())
         .with_delivery_mode(2)
-        .with_message_id(event.id.as_str().into())
-        .with_timestamp(u64::try_from(event.time.as_second()).unwrap_or(0))
-        .with_type(event.cloud_event_type.as_str().into());
-    if let Some(correlation) = &event.data.correlation_id {
-        properties = properties.with_correlation_id(correlation.as_str().into());
+        .with_timestamp(u64::try_from(event.time.as_second()).unwrap_or(0));
+    // Those of an event out of the history may be of any length.
+    let short = |text: &str| ShortString::try_new(text).ok();
+    if let Some(id) = short(&event.id) {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(kind) = short(&event.cloud_event_type) {
+        properties = properties.with_type(kind);
+    }
+    if let Some(correlation) = event.data.correlation_id.as_deref().and_then(short) {
+        properties = properties.with_correlation_id(correlation);
     }
     properties
 }
