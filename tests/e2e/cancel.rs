@@ -365,6 +365,24 @@ async fn a_thousand_bad_commands_are_answered_and_do_no_harm() {
     assert!(worker.log().contains("a command is refused"));
 }
 
+/// A broker before 4.3 ends the connection of whoever publishes to such a name.
+#[tokio::test]
+async fn an_answer_to_a_place_that_the_broker_cannot_read_is_sent_once_and_holds_nobody_up() {
+    let mut place = Vhost::ready(&DELAYS).await;
+    let worker = Worker::start(&place.vhost.uri(), &[RETRY]);
+    worker.logged("the ledger has been read").await;
+    let stranger = Stranger::at(&place).await;
+    let properties = BasicProperties::default().with_reply_to("amq.rabbitmq.reply-to.cnViYmlzaA==.k".into());
+    stranger.say(br#"{"command": "cancel", "jobId": "unknown"}"#, properties).await;
+    worker.logged("somebody cancels a job").await;
+    place.publish("good", text("good", &["complete"])).await;
+    assert_eq!(place.end_of("good").await.kind(), Some(EventKind::Completed));
+    place.queue_has("spark.commands", 0).await;
+    // Once for each lane that had something on its way.
+    let log = worker.log();
+    assert!(log.matches("messages are published again").count() <= 3, "{log}");
+}
+
 #[tokio::test]
 async fn commands_of_whoever_waits_for_no_answer_or_for_one_at_an_odd_place_are_carried_out() {
     let mut place = Vhost::ready(&DELAYS).await;

@@ -140,6 +140,9 @@ struct Letter {
     refusals: u32,
     /// Told when the broker has it. When nobody listens any more, the message is not wanted any more.
     confirmed: Option<oneshot::Sender<()>>,
+    /// Somebody else has said where it goes: it is not published again when the broker has ended the connection over something,
+    /// which a name that RabbitMQ cannot read makes it do.
+    is_for_a_stranger: bool,
 }
 
 impl Letter {
@@ -319,6 +322,7 @@ impl Publisher {
             key: queue.to_owned(),
             payload,
             properties,
+            is_for_a_stranger: true,
             ..Letter::default()
         };
         self.confirmed(lane_of(queue), letter).await;
@@ -559,8 +563,16 @@ impl Lane {
             }
             self.later(letter, &words(error, Doing::Publish));
         }
-        for pending in pending.into_iter().rev() {
-            self.unsent.push_front(pending.letter);
+        let is_ended_by_broker = matches!(&ended, Err(LaneError::Broker(error)) if is_hard(error));
+        for Pending { letter, .. } in pending.into_iter().rev() {
+            if is_ended_by_broker && letter.is_for_a_stranger {
+                tracing::warn!(
+                    queue = letter.key,
+                    "an answer is given up: the broker ended the connection it was sent on"
+                );
+            } else {
+                self.unsent.push_front(letter);
+            }
         }
         ended
     }
@@ -673,6 +685,11 @@ impl Lane {
             }
         });
     }
+}
+
+/// Whether it is the broker that ended the whole connection.
+fn is_hard(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(amqp) if matches!(amqp.kind(), AMQPErrorKind::Hard(_)))
 }
 
 /// What the broker says of the message that has waited longest for it; there has to be one.
