@@ -4,7 +4,8 @@
 //! AMQP 0-9-1 says of short strings, and reads tables within tables by calling itself. One message whose correlation id is
 //! sixteen raw bytes would end the connection of every worker that it is offered to, one after the other and for ever; one with
 //! some thousand tables within each other would end the process. So both are put right on the way in, each in the bytes that it
-//! takes: what is no text gets question marks, which no job's id may have, and a table too deep becomes a string.
+//! takes: what is no text gets question marks, which no job's id may have, and a table too deep becomes a string. Of properties
+//! that are more than the client library takes in a frame, the large headers are left out.
 //!
 //! ```text
 //! frame = type (1) channel (2) size (4) payload (size) 0xCE      type: 1 method, 2 header, 3 body, 8 heartbeat
@@ -121,7 +122,7 @@ impl AsyncRead for Inbound {
                 return Poll::Ready(Ok(given));
             }
             let read = ready!(Pin::new(&mut *stream).poll_read(context, chunk))?;
-            if read == 0 && !frames.is_cut_off() {
+            if read == 0 && !frames.cut_off() {
                 return Poll::Ready(Ok(0));
             }
             frames.take(&chunk[..read]);
@@ -182,8 +183,8 @@ impl Frames {
         count
     }
 
-    /// Whether a part of a frame is there and nothing more comes: then it is given as it is.
-    fn is_cut_off(&mut self) -> bool {
+    /// Has the part of a frame that is there given as it is, since nothing more comes; tells whether there is one.
+    fn cut_off(&mut self) -> bool {
         self.ready.append(&mut self.frame);
         self.given < self.ready.len()
     }
@@ -271,20 +272,19 @@ fn with_small_headers(frame: &[u8]) -> Option<Vec<u8>> {
     }
     let begin = at.position;
     let end = at.length()?.checked_add(at.position)?;
-    let mut small = Vec::new();
-    while at.position < end {
-        let entry = at.position;
-        at.short_string()?;
-        at.value(1)?;
-        if at.position - entry <= SMALL {
-            small.push(entry..at.position);
-        }
-    }
-    small.sort_by_key(|entry| !payload[entry.start + 1..entry.end].starts_with(b"x-"));
+    let first = at.position;
     let mut table = Vec::new();
-    for entry in small {
-        if table.len() + entry.len() <= FRAME_MAX as usize / 2 {
-            table.extend_from_slice(&payload[entry]);
+    for is_of_the_broker in [true, false] {
+        at.position = first;
+        while at.position < end {
+            let entry = at.position;
+            at.short_string()?;
+            at.value(1)?;
+            let entry = &at.bytes[entry..at.position];
+            let fits = entry.len() <= SMALL && table.len() + entry.len() <= FRAME_MAX as usize / 2;
+            if fits && entry[1..].starts_with(b"x-") == is_of_the_broker {
+                table.extend_from_slice(entry);
+            }
         }
     }
     let length = u32::try_from(table.len()).ok()?.to_be_bytes();
@@ -439,7 +439,7 @@ mod tests {
             frames.take(piece);
             drain(&mut frames);
         }
-        frames.is_cut_off();
+        frames.cut_off();
         drain(&mut frames);
         out
     }
